@@ -1,0 +1,33 @@
+"""Errors a user can act on: each message says what was expected, what came, and what to change.
+
+The command line prints these as one line and exits with status 2; anything else is a bug and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LightningNTKError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(LightningNTKError, ValueError):
+    """A setting is missing, misspelt or out of range. The message names the config key to change."""
+
+
+class DataError(LightningNTKError, ValueError):
+    """A data set on disk is not what it must be. The message names the file or folder."""
+
+
+class DivergenceError(LightningNTKError, ArithmeticError):
+    """Training left the finite numbers, or an energy that is unbounded below ran away."""
+
+
+class MissingDependencyError(LightningNTKError, ImportError):
+    """An optional package is needed for what was asked. The message gives the install command."""
+
+
+def nearest_name(name: str, choices: Iterable[str]) -> str:
+    """A clause to end an error with: `` Did you mean 'x'?``, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

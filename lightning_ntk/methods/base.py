@@ -1,0 +1,135 @@
+"""`MetaLearner`, the base class of every method.
+
+A method adds `meta_loss(episodes)` and `adapt(support_x, support_y)`. Training, validation, testing, attacks and
+out-of-distribution evaluation are written once, against these two.
+"""
+
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.errors import ConfigError, DivergenceError
+
+# Maps query inputs [m, *input_shape] to outputs [m, C]; differentiable in its input and needs nothing else.
+Predictor = Callable[[Tensor], Tensor]
+
+
+class MetaLearner(pl.LightningModule):
+    """Trains a network over tasks and adapts it to new ones.
+
+    Args:
+        network: maps inputs `[n, *input_shape]` to outputs `[n, C]`.
+        spec: what the tasks have in common.
+        lr: meta learning rate of Adam.
+
+    After each validation or test loop, `self.scores` holds the per-episode scores of the whole loop, gathered over all
+    ranks and ordered by episode index: `{"accuracy": [...], "loss": [...]}` (regression: `{"mse": [...]}`).
+    """
+
+    # False where the method's training needs no steps (a reference point): `train` then goes straight to testing.
+    meta_trains = True
+
+    def __init__(self, network: nn.Module, spec: TaskSpec, *, lr: float = 1e-3) -> None:
+        super().__init__()
+        if not lr > 0:
+            raise ConfigError(f"method.lr must be positive, but got {lr}.")
+        self.network = network
+        self.spec = spec
+        self.lr = lr
+        self.scores: dict[str, list[float]] = {}
+        self._collected: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    # ---- what a method provides ------------------------------------------------------------------------------------
+
+    def meta_loss(self, episodes: Episode) -> Tensor:
+        """Scalar training objective, the mean over the T tasks of a stacked `Episode`."""
+        raise NotImplementedError
+
+    def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
+        """Adapt to one task, from support `[n, *input_shape]` and its targets, without changing `self`.
+
+        Works inside `torch.no_grad()` and in evaluation loops. The returned predictor stays valid until the network's
+        parameters change.
+        """
+        raise NotImplementedError
+
+    # ---- written once for all methods ------------------------------------------------------------------------------
+
+    def predict(self, episodes: Episode) -> Tensor:
+        """Adapt to each task and predict its queries: `[T, m, C]`. A functional method overrides this with a vmap."""
+        return torch.stack([self.adapt(task.support_x, task.support_y)(task.query_x) for task in episodes])
+
+    def score(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Per-task scores `[T]` of outputs `[T, m, C]`: accuracy in [0, 1], or the mean squared error in regression."""
+        if self.spec.kind == "classification":
+            return {"accuracy": (outputs.argmax(-1) == targets).double().mean(-1)}
+        return {"mse": (outputs.double() - targets.double()).square().mean((-2, -1))}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+    def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
+        loss = self.meta_loss(episodes)
+        # Reading a value off a GPU waits for it, so there the check is made only where the loop waits anyway.
+        if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
+            self.check_finite(loss)
+        self.log("train/loss", loss, batch_size=episodes.tasks)
+        return loss
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Raise `DivergenceError` when the training loss is no longer a finite number."""
+        if not torch.isfinite(loss):
+            raise DivergenceError(
+                f"The meta-loss became {loss.item()} at step {self.global_step}. Lower method.lr (now {self.lr}), set "
+                "trainer.gradient_clip_val=1, or start again from the last checkpoint with ckpt=."
+            )
+
+    def validation_step(self, episodes: Episode, batch_idx: int) -> None:
+        self._collect(episodes)
+
+    def test_step(self, episodes: Episode, batch_idx: int) -> None:
+        self._collect(episodes)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _collect(self, episodes: Episode) -> None:
+        scores = self.score(self.predict(episodes).detach(), episodes.query_y)
+        self._collected.append((episodes.index, scores))
+
+    def _log_scores(self, split: str) -> None:
+        self.scores = self._gather_scores()
+        for name, values in self.scores.items():
+            mean, half_width = mean_and_ci95(values)
+            # All ranks hold the same gathered scores, so nothing is left to synchronise.
+            self.log(f"{split}/{name}", mean, rank_zero_only=False, sync_dist=False)
+            self.log(f"{split}/{name}_ci95", half_width, rank_zero_only=False, sync_dist=False)
+
+    def _gather_scores(self) -> dict[str, list[float]]:
+        """Every rank's scores by episode index: each episode counted once, whatever the number of ranks."""
+        local = {
+            int(index): {name: float(values[task]) for name, values in scores.items()}
+            for indices, scores in self._collected
+            for task, index in enumerate(indices)
+        }
+        self._collected.clear()
+        merged = local
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[dict] = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, local)
+            merged = {index: scores for part in parts for index, scores in part.items()}
+        ordered = [merged[index] for index in sorted(merged)]
+        return {name: [scores[name] for scores in ordered] for name in (ordered[0] if ordered else {})}
+
+
+def mean_and_ci95(values: list[float]) -> tuple[float, float]:
+    """Mean of per-episode scores and the half-width of its 95 % interval, 1.96 standard errors (0 for one value)."""
+    scores = torch.tensor(values, dtype=torch.float64)
+    spread = scores.std().item() if len(values) > 1 else 0.0
+    return scores.mean().item(), 1.96 * spread / len(values) ** 0.5
