@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
@@ -55,6 +56,10 @@ class MetaLearner(pl.LightningModule):
         parameters change.
         """
         raise NotImplementedError
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one task, a mean over its examples: cross-entropy, or the mean squared error in regression."""
+        return F.cross_entropy(outputs, targets) if self.spec.kind == "classification" else F.mse_loss(outputs, targets)
 
     # ---- written once for all methods ------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""The paper's two energy functionals as pure functions of (network, parameters, episode)."""

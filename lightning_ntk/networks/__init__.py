@@ -1,0 +1,1 @@
+"""Networks `f(theta, x)`: inputs `[n, *input_shape]` to outputs `[n, C]`. Each states its normalisation."""

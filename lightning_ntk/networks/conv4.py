@@ -1,0 +1,78 @@
+"""Conv4, the four-block convolutional network of the few-shot literature (Vinyals et al. 2016; Finn et al. 2017)."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.networks.base import EpisodeNetwork
+from lightning_ntk.networks.normalisation import BatchStatistics
+
+BLOCKS = 4
+GROUPS = 8
+
+
+class Conv4(EpisodeNetwork):
+    """Four blocks of 3x3 convolution, normalisation, ReLU and a halving of height and width; then a linear head.
+
+    Args:
+        input_shape: `(channels, height, width)`.
+        outputs: C, the number of ways.
+        filters: channels of every block (32 in the paper; Finn et al. use 64 on Omniglot).
+        norm: "batch" normalises with the statistics of the batch at hand, in training and at test (no running
+            averages): support and query batches are each coupled and predictions transductive. "group" normalises each
+            example over groups of channels (Wu and He 2018). "none" leaves it out. Results of different modes are not
+            comparable.
+        downsample: "stride" halves by strided convolutions (Finn et al. on Omniglot), "pool" by 2x2 max pooling
+            (84x84 images).
+        mean, std: per-channel input statistics.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        outputs: int,
+        *,
+        filters: int = 32,
+        norm: str = "batch",
+        downsample: str = "stride",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if len(input_shape) != 3:
+            raise ConfigError(
+                f"network=conv4 needs images of shape (channels, height, width), but the data's inputs have shape "
+                f"{tuple(input_shape)}. Use network=mlp for vectors."
+            )
+        if norm not in ("batch", "group", "none"):
+            raise ConfigError(f"network.norm must be 'batch', 'group' or 'none', but got {norm!r}.")
+        if norm == "group" and filters % GROUPS:
+            raise ConfigError(f"network.norm=group needs network.filters to be a multiple of {GROUPS}, got {filters}.")
+        if downsample not in ("stride", "pool"):
+            raise ConfigError(f"network.downsample must be 'stride' or 'pool', but got {downsample!r}.")
+        channels, height, width = input_shape
+        if downsample == "pool" and min(height, width) < 2**BLOCKS:
+            raise ConfigError(
+                f"network.downsample=pool halves {BLOCKS} times and needs images of at least {2**BLOCKS} pixels a side, "
+                f"but got {height}x{width}. Use network.downsample=stride."
+            )
+        layers: list[nn.Module] = []
+        for block in range(BLOCKS):
+            stride = 2 if downsample == "stride" else 1
+            layers.append(nn.Conv2d(channels if block == 0 else filters, filters, 3, stride=stride, padding=1))
+            layers.extend(_normalisation(norm, filters))
+            layers.append(nn.ReLU())
+            if downsample == "pool":
+                layers.append(nn.MaxPool2d(2))
+                height, width = height // 2, width // 2
+            else:
+                height, width = -(-height // 2), -(-width // 2)
+        features = nn.Sequential(*layers, nn.Flatten())
+        super().__init__(features, filters * height * width, outputs, mean, std)
+        self.couples_examples = norm == "batch"
+
+
+def _normalisation(norm: str, filters: int) -> list[nn.Module]:
+    if norm == "batch":
+        return [BatchStatistics(filters)]
+    return [nn.GroupNorm(GROUPS, filters)] if norm == "group" else []

@@ -1,0 +1,24 @@
+"""Batch normalisation by the statistics of the batch at hand, right under nested derivatives."""
+
+import torch
+from torch import Tensor, nn
+
+
+class BatchStatistics(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015) without running averages: `[n, channels, h, w]` to the same shape.
+
+    It computes what `nn.BatchNorm2d(channels, track_running_stats=False)` computes. Ours exists because PyTorch's own
+    forward-mode derivative treats the batch mean and variance as constants when reverse mode differentiates it again:
+    d/dtheta of J v comes out wrong without a warning (seen with torch 2.15; `tests/networks/test_normalisation.py`).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return x * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
