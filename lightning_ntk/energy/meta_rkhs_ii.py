@@ -16,10 +16,12 @@ reverse mode never passes through the support Jacobian.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import grad_and_value, jvp, vjp, vmap
+from torch.utils._pytree import tree_map
 
 from lightning_ntk.ntk.flow import Approximation, GradientFlow
 from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, flatten, unflatten
@@ -43,30 +45,9 @@ class ClosedForm:
     rank_tolerance: float = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class SolvedTask:
-    """The adaptation to one support set: everything here is detached from the graph."""
-
-    jacobian: Tensor  # J(X), [n C, P]
-    flow: GradientFlow
-    residual: Tensor  # r, [n C], float64
-    coefficients: Tensor  # a, [n C], float64
-    tangent: Params  # w, the shapes of theta
-
-
-def solve(network: Network, params: Params, support_x: Tensor, targets: Tensor, how: ClosedForm) -> SolvedTask:
-    """Solve the adaptation to support inputs `[n, ...]` with real targets `[n, C]`.
-
-    Cost: the support Jacobian (n C numbers a parameter), one product of it with itself, one eigendecomposition of size
-    n C in float64.
-    """
-    operator = Jacobian(network, params, support_x, coupled=how.coupled)
-    jacobian = operator.dense().flatten(0, 1)
-    flow = GradientFlow(jacobian @ jacobian.T, how.t, approximation=how.approximation, ridge=how.ridge)
-    residual = (targets - operator.outputs).flatten().double()
-    coefficients = flow.apply(residual)
-    tangent = unflatten(coefficients.to(jacobian.dtype) @ jacobian, operator.params)
-    return SolvedTask(jacobian, flow, residual, coefficients, tangent)
+def adapt(network: Network, params: Params, support_x: Tensor, targets: Tensor, how: ClosedForm) -> Params:
+    """w, the tangent that adapts the network to support inputs `[n, ...]` with real targets `[n, C]`."""
+    return _solve(network, params, support_x, targets, how)[-1]
 
 
 def adapted_outputs(network: Network, params: Params, tangent: Params, x: Tensor) -> Tensor:
@@ -75,7 +56,7 @@ def adapted_outputs(network: Network, params: Params, tangent: Params, x: Tensor
     return outputs + change
 
 
-def loss_and_gradient(
+def meta_gradient(
     network: Network,
     params: Params,
     support_x: Tensor,
@@ -84,78 +65,30 @@ def loss_and_gradient(
     query_y: Tensor,
     query_loss: QueryLoss,
     how: ClosedForm,
+    *,
+    tasks_per_chunk: int = 1,
 ) -> tuple[Tensor, Params]:
-    """The query loss of the adapted function of one task, and its exact gradient in theta.
+    """The mean query loss of the adapted functions of T tasks, and its exact gradient in theta.
 
     Args:
-        support_x, targets: `[n, ...]` and real targets `[n, C]`.
-        query_x, query_y: `[m, ...]` and whatever `query_loss(outputs [m, C], query_y)` takes.
+        support_x, targets: `[T, n, ...]` and real targets `[T, n, C]`.
+        query_x, query_y: `[T, m, ...]` and `[T, ...]`, whatever `query_loss(outputs [m, C], query_y[i])` takes.
+        tasks_per_chunk: tasks computed at once by vmap; 1 takes them one after the other. Each task in memory costs its
+            support Jacobian and the activations of its query set.
 
     Returns:
-        The detached loss (scalar) and the gradient (shapes of theta).
+        The loss (scalar) and the gradient (shapes of theta), both detached.
     """
     params = {name: p.detach() for name, p in params.items()}
-    task = solve(network, params, support_x, targets, how)
-    loss, delta_gradient, v = _query_terms(network, params, task.tangent, query_x, query_y, query_loss)
-    gradient = _support_terms(network, params, task, v, support_x, how.rank_tolerance)
-    return loss, {name: delta_gradient[name] + gradient[name] for name in params}
-
-
-def _query_terms(
-    network: Network, params: Params, tangent: Params, x: Tensor, y: Tensor, query_loss: QueryLoss
-) -> tuple[Tensor, Params, Params]:
-    """The loss, d<delta, f(x_q) + J(x_q) w>, and v = J(x_q)^T delta.
-
-    <delta, J(x_q) w> is linear in w, so v is simply its derivative in w: one backward pass gives both.
-    """
-    theta = {name: p.clone().requires_grad_() for name, p in params.items()}
-    w = {name: p.clone().requires_grad_() for name, p in tangent.items()}
-    with torch.enable_grad():
-        outputs = adapted_outputs(network, theta, w, x)
-        loss = query_loss(outputs, y)
-        gradients = torch.autograd.grad(loss, [*theta.values(), *w.values()])
-    names = list(params)
-    count = len(names)
-    return (
-        loss.detach(),
-        dict(zip(names, gradients[:count], strict=True)),
-        dict(zip(names, gradients[count:], strict=True)),
-    )
-
-
-def _support_terms(
-    network: Network, params: Params, task: SolvedTask, v: Params, support_x: Tensor, rank_tolerance: float
-) -> Params:
-    """d<a, J(X) v> - <b, df(X)> + sum_k 2 s_k d<u_k, J(X) z_k>."""
-    jacobian = task.jacobian
-    c = jacobian @ flatten(v)
-    b = task.flow.apply(c)
-    weights, vectors = _leading_eigenpairs(task.flow.adjoint(c, task.residual), rank_tolerance)
-    vectors = vectors.to(jacobian.dtype)
-    tangents = [v, *(unflatten(z, params) for z in vectors @ jacobian)]
-    cotangents = torch.cat([task.coefficients[None], 2 * weights[:, None] * vectors]).to(jacobian.dtype)
-
-    theta = {name: p.clone().requires_grad_() for name, p in params.items()}
-    with torch.enable_grad():
-        total = sum(
-            (jvp(lambda q: network(q, support_x), (theta,), (tangent,))[1].flatten() * cotangent).sum()
-            for tangent, cotangent in zip(tangents, cotangents, strict=True)
-        )
-        # The last layer's bias enters J v without entering J: its gradient here is 0.
-        gradients = torch.autograd.grad(total, list(theta.values()), allow_unused=True, materialize_grads=True)
-    direct = unflatten(b.to(jacobian.dtype) @ jacobian, params)
-    return {name: g - direct[name] for (name, g) in zip(params, gradients, strict=True)}
-
-
-def _leading_eigenpairs(symmetric: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Eigenvalues s `[k]` and eigenvectors as rows `[k, N]`, the fewest that leave out at most `tolerance` of the norm."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(symmetric)
-    order = eigenvalues.abs().argsort(descending=True)
-    squares = eigenvalues[order].square()
-    left_out = squares.sum() - squares.cumsum(0)
-    count = int((left_out > tolerance**2 * squares.sum()).sum()) + 1
-    kept = order[:count]
-    return eigenvalues[kept], eigenvectors[:, kept].T
+    tasks = support_x.shape[0]
+    total, gradient = 0.0, {name: torch.zeros_like(p) for name, p in params.items()}
+    for data in zip(*(a.split(tasks_per_chunk) for a in (support_x, targets, query_x, query_y)), strict=True):
+        loss, of_query, terms = _each_task(lambda *task: _solve_and_query(network, params, *task, query_loss, how), data)
+        terms = _truncate(terms, how.rank_tolerance)
+        of_support = _each_task(lambda x, *task: _support_terms(network, params, x, Terms(*task)), (data[0], *terms))
+        total = total + loss.sum()
+        gradient = {name: g + (of_query[name] + of_support[name]).sum(0) for name, g in gradient.items()}
+    return total / tasks, {name: g / tasks for name, g in gradient.items()}
 
 
 def with_gradient(value: Tensor, params: Params, gradient: Params) -> Tensor:
@@ -177,3 +110,79 @@ class _WithGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
         return None, None, *(upstream * g for g in ctx.saved_tensors)
+
+
+class Terms(NamedTuple):
+    """What the support part of the gradient needs, all constants; for T tasks with a leading axis on each."""
+
+    jacobian: Tensor  # J(X), [n C, P]
+    v: Tensor  # J(x_q)^T delta, [P]
+    a: Tensor  # phi(H) r, [n C]
+    b: Tensor  # phi(H) J(X) v, [n C]
+    weights: Tensor  # eigenvalues of G by falling magnitude, [n C] or the leading k of them
+    vectors: Tensor  # their eigenvectors as rows, [n C, n C] or [k, n C]
+
+
+def _each_task(function: Callable, arguments: tuple[Tensor, ...]):
+    """`vmap(function)(*arguments)`; a single task goes without the vmap, which turns convolutions into slower ones."""
+    if arguments[0].shape[0] > 1:
+        return vmap(function)(*arguments)
+    return tree_map(lambda result: result.unsqueeze(0), function(*(a[0] for a in arguments)))
+
+
+def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: ClosedForm):
+    """J(X) `[n C, P]`, the flow, r and a `[n C]` in float64, and w in the shapes of theta.
+
+    Cost: the support Jacobian (n C numbers a parameter), one product of it with itself, one eigendecomposition of size
+    n C in float64.
+    """
+    operator = Jacobian(network, params, x, coupled=how.coupled)
+    jacobian = operator.dense().flatten(0, 1)
+    flow = GradientFlow(jacobian @ jacobian.mT, how.t, approximation=how.approximation, ridge=how.ridge)
+    residual = (targets - operator.outputs).flatten().double()
+    a = flow.apply(residual)
+    return jacobian, flow, residual, a, unflatten(a.to(jacobian.dtype) @ jacobian, operator.params)
+
+
+def _solve_and_query(network, params, support_x, targets, query_x, query_y, query_loss, how):
+    """Loss, d<delta, f(x_q) + J(x_q) w>, and the terms of the support part, of one task.
+
+    <delta, J(x_q) w> is linear in w, so v = J(x_q)^T delta is its derivative in w: one backward pass gives both.
+    """
+    jacobian, flow, residual, a, tangent = _solve(network, params, support_x, targets, how)
+    outputs, pullback = vjp(lambda theta, w: adapted_outputs(network, theta, w, query_x), params, tangent)
+    delta, loss = grad_and_value(query_loss)(outputs, query_y)
+    of_query, v = pullback(delta)
+    v = flatten(v)
+    c = jacobian @ v
+    weights, vectors = torch.linalg.eigh(flow.adjoint(c, residual))
+    order = weights.abs().argsort(descending=True)
+    dtype = jacobian.dtype
+    terms = Terms(
+        jacobian, v, a.to(dtype), flow.apply(c).to(dtype), weights[order].to(dtype), vectors.mT[order].to(dtype)
+    )
+    return loss, of_query, terms
+
+
+def _truncate(terms: Terms, tolerance: float) -> Terms:
+    """Keep the fewest eigenpairs of G that leave out at most `tolerance` of its norm, in every task."""
+    squares = terms.weights.double().square()
+    left_out = squares.sum(-1, keepdim=True) - squares.cumsum(-1)
+    rank = int((left_out > tolerance**2 * squares.sum(-1, keepdim=True)).sum(-1).max()) + 1
+    return terms._replace(weights=terms.weights[..., :rank], vectors=terms.vectors[..., :rank, :])
+
+
+def _support_terms(network: Network, params: Params, x: Tensor, terms: Terms) -> Params:
+    """d<a, J(X) v> - <b, df(X)> + sum_k 2 s_k d<u_k, J(X) z_k> of one task."""
+    tangents = torch.cat([terms.v[None], terms.vectors @ terms.jacobian])
+    cotangents = torch.cat([terms.a[None], 2 * terms.weights[:, None] * terms.vectors])
+
+    def total(theta: Params) -> Tensor:
+        def along(tangent: Tensor) -> Tensor:
+            return jvp(lambda q: network(q, x), (theta,), (unflatten(tangent, params),))[1].flatten()
+
+        return (vmap(along)(tangents) * cotangents).sum()
+
+    gradient = torch.func.grad(total)(params)
+    direct = unflatten(terms.b @ terms.jacobian, params)
+    return {name: gradient[name] - direct[name] for name in params}
