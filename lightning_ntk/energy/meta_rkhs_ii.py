@@ -166,9 +166,9 @@ def _solve_and_query(network, params, support_x, targets, query_x, query_y, quer
 
 def _truncate(terms: Terms, tolerance: float) -> Terms:
     """Keep the fewest eigenpairs of G that leave out at most `tolerance` of its norm, in every task."""
-    squares = terms.weights.double().square()
-    left_out = squares.sum(-1, keepdim=True) - squares.cumsum(-1)
-    rank = int((left_out > tolerance**2 * squares.sum(-1, keepdim=True)).sum(-1).max()) + 1
+    # Entry k: the squared norm of G without its first k eigenpairs, summed from the small end to keep its digits.
+    left_out = terms.weights.double().square().flip(-1).cumsum(-1).flip(-1)
+    rank = int((left_out > tolerance**2 * left_out[..., :1]).sum(-1).max())
     return terms._replace(weights=terms.weights[..., :rank], vectors=terms.vectors[..., :rank, :])
 
 

@@ -1,0 +1,152 @@
+"""The closed-form adaptation and its meta-gradient, against naive autodiff and against real gradient steps."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import closed_form_outputs, dense_jacobian, small_steps
+
+from lightning_ntk.energy import meta_rkhs_ii as energy
+from lightning_ntk.networks.conv4 import Conv4
+from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.ntk.jacobian import flatten, functional
+
+# The ridge keeps the oracle's own matrix functions well conditioned, so that the comparison can be tight.
+SETTINGS = [
+    (0.1, "exact", 0.0),
+    (0.1, "exact", 0.1),
+    (10.0, "exact", 0.1),
+    (1000.0, "exact", 0.1),
+    (math.inf, "exact", 0.1),
+    (100.0, "pade11", 0.1),
+    (100.0, "pade22", 0.1),
+]
+
+
+def make_network(name):
+    torch.manual_seed(0)
+    if name == "mlp":
+        return MLP((4,), 3, hidden=(16, 16)).double(), (4,)
+    _, norm, downsample = name.split("-")
+    return Conv4((1, 32, 32), 3, filters=8, norm=norm, downsample=downsample).double(), (1, 32, 32)
+
+
+def make_tasks(shape, tasks=2, n=3, m=4, outputs=3):
+    torch.manual_seed(1)
+    double = {"dtype": torch.float64}
+    return (
+        torch.randn(tasks, n, *shape, **double),
+        torch.randn(tasks, n, outputs, **double),
+        torch.randn(tasks, m, *shape, **double),
+        torch.randn(tasks, m, outputs, **double),
+    )
+
+
+NETWORKS = ["mlp", "conv4-batch-stride", "conv4-group-stride", "conv4-none-stride", "conv4-batch-pool"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("t", "approximation", "ridge"), SETTINGS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_the_meta_gradient_equals_naive_autodiff(name, t, approximation, ridge, dtype, tolerance):
+    module, shape = make_network(name)
+    network, params = functional(module)
+    support_x, targets, query_x, query_y = make_tasks(shape, tasks=1)
+    expected_loss = F.mse_loss(
+        closed_form_outputs(network, params, support_x[0], targets[0], query_x[0], t, approximation, ridge), query_y[0]
+    )
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(expected_loss, list(params.values()))])
+
+    how = energy.ClosedForm(t, approximation, ridge, module.couples_examples, rank_tolerance=tolerance / 10)
+    network, params = functional(module.to(dtype))
+    data = (a.to(dtype) for a in (support_x, targets, query_x, query_y))
+    loss, gradient = energy.meta_gradient(network, params, *data, F.mse_loss, how)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance)
+    assert (flatten(gradient).double() - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv4-batch-stride", "conv4-none-stride"])
+def test_tasks_at_once_equal_tasks_one_by_one(name):
+    module, shape = make_network(name)
+    network, params = functional(module)
+    tasks = make_tasks(shape, tasks=3)
+    how = energy.ClosedForm(10.0, ridge=0.1, coupled=module.couples_examples, rank_tolerance=1e-12)
+    one_by_one = energy.meta_gradient(network, params, *tasks, F.mse_loss, how, tasks_per_chunk=1)
+    for chunk in (2, 3):
+        loss, gradient = energy.meta_gradient(network, params, *tasks, F.mse_loss, how, tasks_per_chunk=chunk)
+        assert torch.allclose(loss, one_by_one[0], rtol=1e-12)
+        assert (flatten(gradient) - flatten(one_by_one[1])).norm() < 1e-10 * flatten(gradient).norm()
+
+
+def test_a_looser_rank_tolerance_stays_within_its_error():
+    module, shape = make_network("conv4-none-stride")
+    network, params = functional(module)
+    tasks = make_tasks(shape, tasks=1, n=6)
+    gradients = {
+        tolerance: flatten(
+            energy.meta_gradient(
+                network, params, *tasks, F.mse_loss, energy.ClosedForm(10.0, rank_tolerance=tolerance)
+            )[1]
+        )
+        for tolerance in (1e-13, 1e-3)
+    }
+    error = (gradients[1e-3] - gradients[1e-13]).norm() / gradients[1e-13].norm()
+    assert 1e-9 < error < 1e-3
+
+
+def test_the_adapted_function_is_the_linearised_network_after_many_small_steps():
+    module, _ = make_network("mlp")
+    network, params = functional(module)
+    x, y, query_x, _ = (a[0] for a in make_tasks((4,), tasks=1))
+    tangent = energy.adapt(network, params, x, y, energy.ClosedForm(2.0, coupled=False))
+    adapted = energy.adapted_outputs(network, params, tangent, query_x)
+
+    jacobian = dense_jacobian(network, params, x)
+    moved = small_steps(jacobian, network(params, x).flatten(), y.flatten(), t=2.0, steps=20_000)
+    by_steps = network(params, query_x) + (dense_jacobian(network, params, query_x) @ moved).view(-1, 3)
+    assert torch.allclose(adapted, by_steps, atol=1e-3)
+    assert (adapted - network(params, query_x)).abs().max() > 0.1
+
+
+def test_for_a_wide_network_and_a_short_time_it_is_gradient_descent_itself():
+    # The real network's parameters, not its linearisation, moved by many small steps of the same flow.
+    torch.manual_seed(0)
+    module = MLP((4,), 2, hidden=(2000,)).double()
+    network, params = functional(module)
+    x, y = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    query_x = torch.randn(5, 4, dtype=torch.float64)
+    t, steps = 0.01, 100
+    tangent = energy.adapt(network, params, x, y, energy.ClosedForm(t, coupled=False))
+    adapted = energy.adapted_outputs(network, params, tangent, query_x)
+    theta = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    for _ in range(steps):
+        loss = 0.5 * (network(theta, x) - y).square().sum()
+        gradients = torch.autograd.grad(loss, list(theta.values()))
+        theta = {
+            name: (p - t / steps * g).detach().requires_grad_()
+            for (name, p), g in zip(theta.items(), gradients, strict=True)
+        }
+    change = adapted - network(params, query_x)
+    assert (network(theta, query_x) - adapted).norm() < 0.05 * change.norm()
+    assert change.norm() > 0.1
+
+
+def test_time_zero_changes_nothing_and_infinite_time_fits_the_support():
+    module, _ = make_network("mlp")
+    network, params = functional(module)
+    x, y, query_x, _ = (a[0] for a in make_tasks((4,), tasks=1))
+    still = energy.adapt(network, params, x, y, energy.ClosedForm(1e-9))
+    assert torch.allclose(energy.adapted_outputs(network, params, still, query_x), network(params, query_x), atol=1e-6)
+    fitted = energy.adapt(network, params, x, y, energy.ClosedForm(math.inf))
+    assert torch.allclose(energy.adapted_outputs(network, params, fitted, x), y, atol=1e-6)
+
+
+def test_with_gradient_hands_a_given_gradient_to_backward():
+    params = {"a": torch.ones(2, requires_grad=True), "b": torch.ones(1, requires_grad=True)}
+    gradient = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    loss = energy.with_gradient(torch.tensor(7.0), params, gradient)
+    assert loss.item() == 7.0
+    (2 * loss).backward()
+    assert torch.equal(params["a"].grad, torch.tensor([2.0, 4.0]))
+    assert torch.equal(params["b"].grad, torch.tensor([6.0]))

@@ -1,0 +1,54 @@
+"""Shapes, input normalisation and bad settings of the networks."""
+
+import pytest
+import torch
+
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.networks.conv4 import Conv4
+from lightning_ntk.networks.mlp import MLP
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize(("size", "downsample", "width"), [(28, "stride", 128), (28, "pool", 32), (84, "pool", 800)])
+def test_conv4_has_the_published_sizes(norm, size, downsample, width):
+    network = Conv4((3, size, size), 5, norm=norm, downsample=downsample)
+    assert network(torch.rand(2, 3, size, size)).shape == (2, 5)
+    assert network.head.in_features == width
+    convolutions = (3 * 9 + 1) * 32 + 3 * (32 * 9 + 1) * 32
+    normalisations = 0 if norm == "none" else 4 * 2 * 32
+    assert sum(p.numel() for p in network.parameters()) == convolutions + normalisations + (width + 1) * 5
+
+
+@pytest.mark.parametrize(("norm", "coupled"), [("batch", True), ("group", False), ("none", False)])
+def test_couples_examples_says_whether_the_batch_matters(norm, coupled):
+    torch.manual_seed(0)
+    network = Conv4((1, 28, 28), 5, norm=norm)
+    x = torch.rand(6, 1, 28, 28)
+    alone = torch.cat([network(part) for part in x.split(2)])
+    assert network.couples_examples is coupled
+    assert torch.allclose(network(x), alone, atol=1e-5) is not coupled
+
+
+def test_the_input_is_normalised_by_the_given_statistics():
+    torch.manual_seed(0)
+    plain = MLP((2, 1, 1), 3)
+    normalised = MLP((2, 1, 1), 3, mean=(0.5, 0.2), std=(0.1, 2.0))
+    normalised.load_state_dict(plain.state_dict())
+    x = torch.rand(4, 2, 1, 1)
+    statistics = torch.tensor([0.5, 0.2]).view(2, 1, 1), torch.tensor([0.1, 2.0]).view(2, 1, 1)
+    assert torch.allclose(normalised(x), plain((x - statistics[0]) / statistics[1]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "key"),
+    [
+        ((4,), {}, "network=mlp"),
+        ((1, 28, 28), {"norm": "layer"}, "network.norm"),
+        ((1, 28, 28), {"norm": "group", "filters": 12}, "network.filters"),
+        ((1, 28, 28), {"downsample": "crop"}, "network.downsample"),
+        ((1, 12, 12), {"downsample": "pool"}, "network.downsample"),
+    ],
+)
+def test_bad_settings_name_their_key(shape, settings, key):
+    with pytest.raises(ConfigError, match=key):
+        Conv4(shape, 5, **settings)

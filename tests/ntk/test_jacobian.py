@@ -1,0 +1,74 @@
+"""J, J v and J^T u against the definition."""
+
+import pytest
+import torch
+from reference import dense_jacobian
+from torch import nn
+
+from lightning_ntk.networks.conv4 import Conv4
+from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.ntk.jacobian import Jacobian, flatten, functional, unflatten
+from lightning_ntk.ntk.kernel import empirical_ntk
+
+
+def networks():
+    torch.manual_seed(0)
+    image = torch.rand(4, 1, 16, 16, dtype=torch.float64)
+    yield pytest.param(MLP((3,), 2, hidden=(5, 5)), torch.randn(4, 3, dtype=torch.float64), id="mlp")
+    for norm in ("batch", "group", "none"):
+        for downsample in ("stride", "pool"):
+            # Group norm wants more than one value a group: two channels a group at one pixel.
+            network = Conv4((1, 16, 16), 3, filters=16, norm=norm, downsample=downsample)
+            yield pytest.param(network, image, id=f"conv4-{norm}-{downsample}")
+
+
+@pytest.mark.parametrize(("module", "x"), networks())
+def test_dense_and_products_equal_the_definition(module, x):
+    network, params = functional(module.double())
+    expected = dense_jacobian(network, params, x)
+    jacobian = Jacobian(network, params, x, coupled=module.couples_examples)
+    n, outputs = jacobian.outputs.shape
+    assert torch.allclose(jacobian.dense().view(n * outputs, -1), expected, atol=1e-12)
+    assert torch.allclose(jacobian.dense(chunk_size=3).view(n * outputs, -1), expected, atol=1e-12)
+    v, u = torch.randn(expected.shape[1], dtype=x.dtype), torch.randn(n, outputs, dtype=x.dtype)
+    assert torch.allclose(jacobian.jvp(unflatten(v, params)).flatten(), expected @ v, atol=1e-10)
+    assert torch.allclose(flatten(jacobian.vjp(u)), u.flatten() @ expected, atol=1e-10)
+
+
+def test_the_jacobian_of_a_linear_model_is_its_input():
+    module = nn.Linear(3, 1, bias=False)
+    x = torch.randn(5, 3)
+    network, params = functional(module)
+    assert torch.equal(Jacobian(network, params, x, coupled=False).dense(), x.unsqueeze(1))
+    assert torch.allclose(empirical_ntk(network, params, x, coupled=False).squeeze(), x @ x.T, atol=1e-6)
+
+
+def test_a_batch_norm_network_really_couples_its_examples():
+    # Were its Jacobian block-wise like the others', `couples_examples` would be a needless cost.
+    module = Conv4((1, 16, 16), 3, filters=8, norm="batch").double()
+    x = torch.rand(4, 1, 16, 16, dtype=torch.float64)
+    network, params = functional(module)
+    whole = Jacobian(network, params, x, coupled=True).dense()
+    single = Jacobian(network, params, x, coupled=False).dense()
+    assert (whole - single).abs().max() > 1e-2
+
+
+def test_kernel_kinds_agree_with_the_full_one():
+    module = MLP((3,), 2, hidden=(5,)).double()
+    network, params = functional(module)
+    x1, x2 = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    full = empirical_ntk(network, params, x1, x2)
+    assert full.shape == (4, 3, 2, 2)
+    j1, j2 = dense_jacobian(network, params, x1), dense_jacobian(network, params, x2)
+    assert torch.allclose(full.transpose(1, 2).reshape(8, 6), j1 @ j2.T)
+    trace = full.diagonal(dim1=2, dim2=3).sum(-1)
+    assert torch.allclose(empirical_ntk(network, params, x1, x2, kind="trace"), trace)
+    assert torch.allclose(empirical_ntk(network, params, x1, x2, kind="mean_trace"), trace / 2)
+    with pytest.raises(ValueError, match="mean_trace"):
+        empirical_ntk(network, params, x1, kind="nonsense")
+
+
+def test_flatten_and_unflatten_are_inverse():
+    _, params = functional(MLP((3,), 2, hidden=(4,)))
+    vector = torch.arange(float(sum(p.numel() for p in params.values())))
+    assert torch.equal(flatten(unflatten(vector, params)), vector)
