@@ -4,8 +4,8 @@
 """
 
 from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["Episode", "MetaLearner", "TaskSpec", "__version__"]
 
 

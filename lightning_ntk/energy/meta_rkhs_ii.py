@@ -83,7 +83,9 @@ def meta_gradient(
     tasks = support_x.shape[0]
     total, gradient = 0.0, {name: torch.zeros_like(p) for name, p in params.items()}
     for data in zip(*(a.split(tasks_per_chunk) for a in (support_x, targets, query_x, query_y)), strict=True):
-        loss, of_query, terms = _each_task(lambda *task: _solve_and_query(network, params, *task, query_loss, how), data)
+        loss, of_query, terms = _each_task(
+            lambda *task: _solve_and_query(network, params, *task, query_loss, how), data
+        )
         terms = _truncate(terms, how.rank_tolerance)
         of_support = _each_task(lambda x, *task: _support_terms(network, params, x, Terms(*task)), (data[0], *terms))
         total = total + loss.sum()

@@ -74,9 +74,7 @@ class MetaRKHSI(MetaLearner):
             y = torch.cat([task.support_y, task.query_y])
             return energy.literal(network, params, x, y, self.loss, self.alpha)
         form = energy.euler if self.energy == "euler" else energy.cross
-        return form(
-            network, params, task.support_x, task.support_y, task.query_x, task.query_y, self.loss, self.alpha
-        )
+        return form(network, params, task.support_x, task.support_y, task.query_x, task.query_y, self.loss, self.alpha)
 
     def check_finite(self, loss: Tensor) -> None:
         if loss < DIVERGED_BELOW:

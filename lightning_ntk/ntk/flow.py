@@ -30,7 +30,9 @@ def check_flow_settings(t: float, approximation: str, ridge: float, prefix: str 
     if approximation not in ("exact", "pade11", "pade22"):
         raise ConfigError(f"{prefix}approximation must be 'exact', 'pade11' or 'pade22', but got {approximation!r}.")
     if approximation != "exact" and math.isinf(t):
-        raise ConfigError(f"{prefix}approximation={approximation} needs a finite {prefix}t; t=inf has a formula: exact.")
+        raise ConfigError(
+            f"{prefix}approximation={approximation} needs a finite {prefix}t; t=inf has a formula: exact."
+        )
     if not (ridge >= 0 and math.isfinite(ridge)):
         raise ConfigError(f"{prefix}ridge must be zero or positive and finite, but got {ridge}.")
 
@@ -47,9 +49,7 @@ class GradientFlow:
             see (eigenvalues at rounding level) from being divided by nothing.
     """
 
-    def __init__(
-        self, kernel: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0
-    ) -> None:
+    def __init__(self, kernel: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0) -> None:
         check_flow_settings(t, approximation, ridge, prefix="")
         self.t = float(t)
         self.approximation = approximation
