@@ -1,0 +1,198 @@
+"""`EpisodicDataModule`: stateless episodes, sharded over ranks, the same for every method.
+
+Episode i of a split is a pure function of (seed, split, epoch, i). A sampler hands out (epoch, i) keys, so loaders,
+workers and ranks carry no state: the tasks do not depend on the number of workers or ranks, nor on a restart.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.errors import ConfigError
+
+SPLITS = ("train", "val", "test")
+
+# (epoch, index): the name of an episode within its split.
+Key = tuple[int, int]
+
+
+class EpisodicDataModule(pl.LightningDataModule):
+    """Base of every data set. A subclass provides `spec`, `draw`, `task_settings` and, if it has data, `setup`.
+
+    Args:
+        tasks_per_step: T, the meta-batch over all ranks together.
+        steps_per_epoch: training steps between two validations (`val_every` of the run).
+        val_episodes, test_episodes: number of evaluation episodes.
+        eval_tasks_per_batch: evaluation episodes per batch and rank.
+        num_workers: loader processes per split; 0 draws in the main process.
+        seed: of the training episodes.
+        eval_seed: of the validation and test episodes. Apart from `seed`, so that runs of different training seeds
+            are tested on the same episodes and can be compared in pairs.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks_per_step: int = 4,
+        steps_per_epoch: int = 50,
+        val_episodes: int = 100,
+        test_episodes: int = 600,
+        eval_tasks_per_batch: int = 4,
+        num_workers: int = 0,
+        seed: int = 0,
+        eval_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "tasks_per_step": tasks_per_step,
+            "steps_per_epoch": steps_per_epoch,
+            "val_episodes": val_episodes,
+            "test_episodes": test_episodes,
+            "eval_tasks_per_batch": eval_tasks_per_batch,
+        }
+        for key, value in counts.items():
+            check_at_least(1, value, f"data.{key}")
+        check_at_least(0, num_workers, "data.num_workers")
+        check_at_least(0, seed, "seed")
+        check_at_least(0, eval_seed, "data.eval_seed")
+        self.tasks_per_step = tasks_per_step
+        self.steps_per_epoch = steps_per_epoch
+        self.episodes = {"val": val_episodes, "test": test_episodes}
+        self.eval_tasks_per_batch = eval_tasks_per_batch
+        self.num_workers = num_workers
+        self.seed = seed
+        self.eval_seed = eval_seed
+
+    # ---- what a data set provides ----------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> TaskSpec:
+        """What all tasks have in common; valid after `setup`."""
+        raise NotImplementedError
+
+    def draw(self, split: str, epoch: int, index: int) -> Episode:
+        """Episode `index` of a split, on the CPU: a pure function of its arguments and the seeds (use `self.rng`)."""
+        raise NotImplementedError
+
+    def task_settings(self) -> dict[str, Any]:
+        """Plain values that decide the test episodes, apart from the data's content: shown when runs differ."""
+        raise NotImplementedError
+
+    def content_hash(self) -> str:
+        """Identifies the data's content, where there is any."""
+        return ""
+
+    def has_split(self, split: str) -> bool:
+        """Whether the data set has this split; only "val" may be missing."""
+        return True
+
+    # ---- written once ----------------------------------------------------------------------------------------------
+
+    def rng(self, split: str, epoch: int, index: int) -> np.random.Generator:
+        """The random generator of one episode."""
+        seed = self.seed if split == "train" else self.eval_seed
+        return np.random.default_rng([seed, SPLITS.index(split), epoch, index])
+
+    def episode_ids(self, split: str = "test") -> str:
+        """SHA-256 that identifies the evaluation episodes: equal for two runs exactly when they saw the same tasks."""
+        identity = [split, self.episodes[split], self.eval_seed, self.task_settings(), self.content_hash()]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._rank()
+        if self.tasks_per_step % world_size:
+            raise ConfigError(
+                f"data.tasks_per_step={self.tasks_per_step} tasks cannot be shared equally by trainer.devices="
+                f"{world_size} processes. Make it a multiple of {world_size}."
+            )
+        sampler = EpisodeSampler(self.steps_per_epoch * self.tasks_per_step, rank, world_size, follow_epoch=True)
+        return self._loader("train", sampler, self.tasks_per_step // world_size)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
+        """Images arrive as uint8 and become floats in [0, 1] here, on the device."""
+        return Episode(
+            as_unit_floats(batch.support_x), batch.support_y, as_unit_floats(batch.query_x), batch.query_y, batch.index
+        )
+
+    def _evaluation_loader(self, split: str) -> DataLoader:
+        sampler = EpisodeSampler(self.episodes[split], *self._rank(), follow_epoch=False)
+        return self._loader(split, sampler, self.eval_tasks_per_batch)
+
+    def _loader(self, split: str, sampler: Sampler, batch_size: int) -> DataLoader:
+        return DataLoader(
+            EpisodeDataset(self, split),
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=Episode.stack,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+class EpisodeSampler(Sampler[Key]):
+    """Hands out the keys of rank r of W: indices r, r + W, r + 2W, ... below `episodes`.
+
+    With `follow_epoch` the keys carry the current epoch, which Lightning sets through `set_epoch` before each epoch and
+    after a restart; evaluation keeps to epoch 0, so that its episodes are always the same.
+    """
+
+    def __init__(self, episodes: int, rank: int, world_size: int, *, follow_epoch: bool) -> None:
+        self.indices = range(rank, episodes, world_size)
+        self.follow_epoch = follow_epoch
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.follow_epoch:
+            self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((self.epoch, index) for index in self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """The episodes of one split by key."""
+
+    def __init__(self, data: EpisodicDataModule, split: str) -> None:
+        self.data = data
+        self.split = split
+
+    def __getitem__(self, key: Key) -> Episode:
+        return self.data.draw(self.split, *key)
+
+    def __getstate__(self) -> dict:
+        # A worker started by spawning needs no trainer, and one cannot be pickled.
+        data = object.__new__(type(self.data))
+        data.__dict__ = {**self.data.__dict__, "trainer": None}
+        return {"data": data, "split": self.split}
+
+
+def as_unit_floats(x: Tensor) -> Tensor:
+    """uint8 images to floats in [0, 1]; anything else as it is."""
+    return x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else x
+
+
+def check_at_least(minimum: int, value: int, key: str) -> None:
+    """Raise `ConfigError` naming the key unless value is a whole number >= minimum."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{key} must be a whole number of at least {minimum}, but got {value!r}.")
