@@ -73,6 +73,9 @@ class EpisodicDataModule(pl.LightningDataModule):
 
     # ---- what a data set provides ----------------------------------------------------------------------------------
 
+    def setup(self, stage: str | None = None) -> None:
+        """Load what episodes are drawn from. Called more than once; the later calls must cost nothing."""
+
     @property
     def spec(self) -> TaskSpec:
         """What all tasks have in common; valid after `setup`."""

@@ -5,6 +5,7 @@ out-of-distribution evaluation are written once, against these two.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
+from lightning_ntk.results import mean_and_ci95
 
 # Maps query inputs [m, *input_shape] to outputs [m, C]; differentiable in its input and needs nothing else.
 Predictor = Callable[[Tensor], Tensor]
@@ -41,6 +43,8 @@ class MetaLearner(pl.LightningModule):
         self.spec = spec
         self.lr = lr
         self.scores: dict[str, list[float]] = {}
+        # What the checkpoint tells of the run: plain types, so that it loads without unpickling anything else.
+        self.run: dict[str, Any] = {}
         self._collected: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     # ---- what a method provides ------------------------------------------------------------------------------------
@@ -76,12 +80,15 @@ class MetaLearner(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = self.run
+
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
         loss = self.meta_loss(episodes)
         # Reading a value off a GPU waits for it, so there the check is made only where the loop waits anyway.
         if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
             self.check_finite(loss)
-        self.log("train/loss", loss, batch_size=episodes.tasks)
+        self.log("train/loss", loss, batch_size=episodes.tasks, prog_bar=True)
         return loss
 
     def check_finite(self, loss: Tensor) -> None:
@@ -113,8 +120,8 @@ class MetaLearner(pl.LightningModule):
         for name, values in self.scores.items():
             mean, half_width = mean_and_ci95(values)
             # All ranks hold the same gathered scores, so nothing is left to synchronise.
-            self.log(f"{split}/{name}", mean, rank_zero_only=False, sync_dist=False)
-            self.log(f"{split}/{name}_ci95", half_width, rank_zero_only=False, sync_dist=False)
+            self.log(f"{split}/{name}", mean, prog_bar=True, sync_dist=False)
+            self.log(f"{split}/{name}_ci95", half_width, sync_dist=False)
 
     def _gather_scores(self) -> dict[str, list[float]]:
         """Every rank's scores by episode index: each episode counted once, whatever the number of ranks."""
@@ -131,10 +138,3 @@ class MetaLearner(pl.LightningModule):
             merged = {index: scores for part in parts for index, scores in part.items()}
         ordered = [merged[index] for index in sorted(merged)]
         return {name: [scores[name] for scores in ordered] for name in (ordered[0] if ordered else {})}
-
-
-def mean_and_ci95(values: list[float]) -> tuple[float, float]:
-    """Mean of per-episode scores and the half-width of its 95 % interval, 1.96 standard errors (0 for one value)."""
-    scores = torch.tensor(values, dtype=torch.float64)
-    spread = scores.std().item() if len(values) > 1 else 0.0
-    return scores.mean().item(), 1.96 * spread / len(values) ** 0.5

@@ -1,0 +1,1 @@
+"""What observes a run: one callback a file."""

@@ -1,0 +1,56 @@
+"""`lightning-ntk train|evaluate|compare`."""
+
+import importlib
+import sys
+from collections.abc import Callable
+
+COMMANDS = {
+    "train": "train one method on one data set and test it",
+    "evaluate": "test a finished run again, with other ways, shots, data or test-time settings",
+    "compare": "put runs into one table and figure, with paired differences",
+}
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Dispatch a command line; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+        sys.stdout.write("usage: lightning-ntk COMMAND ...\n\n" + "\n".join(lines))
+        sys.stdout.write("\n\nlightning-ntk COMMAND --help says more. Run folders go to ./runs.\n")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        from lightning_ntk.errors import nearest_name
+
+        near = nearest_name(name, COMMANDS)
+        sys.stderr.write(f"lightning-ntk: there is no command {name!r}.{near} Commands: {', '.join(COMMANDS)}.\n")
+        return EXIT_USER_ERROR
+    if name != "compare" and ("--help" in rest or "-h" in rest):
+        # Without torch and Lightning: help is there at once.
+        from lightning_ntk.cli_arguments import help_page
+
+        sys.stdout.write(help_page(name))
+        return 0
+    return guarded(lambda: importlib.import_module(f"lightning_ntk.{name}").main(rest))
+
+
+def guarded(command: Callable[[], None]) -> int:
+    """Run a command; an error that the user can act on becomes one line and status 2."""
+    from lightning_ntk.errors import LightningNTKError
+
+    try:
+        command()
+    except LightningNTKError as error:
+        sys.stderr.write(f"lightning-ntk: {error}\n")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("\nlightning-ntk: interrupted. Go on with: lightning-ntk train ckpt=RUN_FOLDER\n")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

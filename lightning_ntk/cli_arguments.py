@@ -1,0 +1,76 @@
+"""What `train` and `evaluate` understand on the command line besides overrides, and their --help."""
+
+import dataclasses
+import sys
+
+from omegaconf import OmegaConf
+
+from lightning_ntk.config import compose_config, conf_folder, describe, groups
+from lightning_ntk.errors import ConfigError
+
+EXAMPLES = {
+    "train": """  lightning-ntk train method=meta_rkhs_ii data=sinusoid
+  lightning-ntk train method=maml data=glyphs data.ways=20 data.shots=5 trainer.devices=2
+  lightning-ntk train data=image_folder data.root=PATH data.image_size=84 network.downsample=pool
+  lightning-ntk train ckpt=RUN_FOLDER                       (go on with an unfinished run)
+  lightning-ntk train ckpt=RUN_FOLDER steps=800             (train a finished one for longer)""",
+    "evaluate": """  lightning-ntk evaluate run=RUN_FOLDER data.eval_shots=5
+  lightning-ntk evaluate run=RUN_FOLDER method.t=inf method.ridge=1e-4
+  lightning-ntk evaluate run=RUN_FOLDER data=image_folder data.root=PATH data.image_size=28 data.channels=1""",
+}
+FLAGS = """  --cfg               print the composed configuration and stop
+  --config-dir PATH   a folder with your own choices: PATH/method/mine.yaml makes method=mine
+  --help              this page"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """The overrides of a command line, and the user's own configuration folder."""
+
+    overrides: list[str]
+    config_folder: str | None = None
+
+
+def parse_command(name: str, argv: list[str] | None) -> Command | None:
+    """Split a command line; None when it asked for --help or --cfg, which are answered here."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        sys.stdout.write(help_page(name))
+        return None
+    overrides, folder, show = [], None, False
+    while words:
+        word = words.pop(0)
+        if word == "--cfg":
+            show = True
+        elif word.startswith("--config-dir"):
+            folder = word.partition("=")[2] or (words.pop(0) if words else "")
+        elif word in ("-m", "--multirun"):
+            raise ConfigError(
+                f"{word} is not offered: several jobs in one process confuse each other's devices and loggers. Start "
+                "one process a job, for example in a shell loop over method= and seed=, then `lightning-ntk compare`."
+            )
+        elif word.startswith("-"):
+            raise ConfigError(f"There is no option {word}. See lightning-ntk {name} --help.")
+        else:
+            overrides.append(word)
+    if show:
+        sys.stdout.write(OmegaConf.to_yaml(compose_config(name, overrides, folder)))
+        return None
+    return Command(overrides, folder)
+
+
+def help_page(name: str) -> str:
+    """Every group with its choices, the settings beside them, and examples."""
+    lines = [f"usage: lightning-ntk {name} [GROUP=CHOICE ...] [KEY=VALUE ...]", ""]
+    lines += [describe(conf_folder() / f"{name}.yaml"), "", "Groups, and their choices:"]
+    for group, choices in groups([conf_folder()]).items():
+        lines.append(f"  {group}=")
+        lines += [f"    {choice:<24}{text}" for choice, text in choices.items()]
+    lines += ["", "Settings beside the groups (KEY=VALUE; those of a group as GROUP.KEY=VALUE, listed by --cfg):"]
+    for line in (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        key, _, rest = line.partition(":")
+        if key.isidentifier() and key != "defaults":
+            value, _, text = rest.partition("#")
+            lines.append(f"  {f'{key}={value.strip()}':<26}{text.strip()}")
+    lines += ["", "Options:", FLAGS, "", "Examples:", EXAMPLES[name], ""]
+    return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""`lightning-ntk evaluate`: test a finished run again, with other ways, shots, data or test-time settings."""
+
+import re
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_ntk import run_folder
+from lightning_ntk.cli_arguments import parse_command
+from lightning_ntk.config import compose_config, conf_folder
+from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.results import write_results
+from lightning_ntk.run_folder import Checkpoint
+from lightning_ntk.train import build_data, build_method, build_trainer, quiet, report, run_test
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate as the command line asks; see `lightning-ntk evaluate --help`."""
+    command = parse_command("evaluate", argv)
+    if command is None:
+        return
+    own, overrides = split_overrides(command.overrides)
+    if "run" not in own:
+        raise ConfigError("run=FOLDER is missing: it names the run folder to evaluate.")
+    if own.get("checkpoint", "best") not in ("best", "last"):
+        raise ConfigError(f"checkpoint must be 'best' or 'last', but got {own['checkpoint']!r}.")
+    which = own.get("checkpoint", "best")
+    if which == "best" and not (Path(own["run"]).expanduser() / "checkpoints" / "best.ckpt").is_file():
+        which = "last"  # A run without validation has no best.
+    checkpoint = run_folder.load_checkpoint(own["run"], "run", which)
+    config = evaluation_config(checkpoint, overrides, command.config_folder)
+    name = own.get("name") or re.sub(r"[^\w.=-]+", "_", ",".join(overrides)) or "again"
+    evaluate(checkpoint, config, name)
+
+
+def split_overrides(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The settings of conf/evaluate.yaml, and the overrides of the run."""
+    keys = [key for key in OmegaConf.load(conf_folder() / "evaluate.yaml") if isinstance(key, str)]
+    own, overrides = {}, []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in keys:
+            own[key] = value
+        else:
+            overrides.append(word)
+    return own, overrides
+
+
+def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folder: str | None = None) -> DictConfig:
+    """The run's config with the overrides on top.
+
+    The network and the method are the trained ones, whatever recipe belongs to the data now asked for; of the method,
+    the settings named in an override change.
+    """
+    earlier = [o for o in checkpoint.overrides if not o.startswith(("ckpt=", "run_dir="))]
+    composed = compose_config("train", earlier + overrides, config_folder)
+    trained = OmegaConf.create(checkpoint.config)
+    if any(o.startswith(("method=", "network=", "network.")) for o in overrides):
+        run_folder.check_same_model(checkpoint, composed, "run")
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~")
+        if key.startswith("method."):
+            OmegaConf.update(trained, key, OmegaConf.select(composed, key))
+    composed.method, composed.network = trained.method, trained.network
+    return composed
+
+
+def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str) -> Path:
+    """Test a checkpoint under a config; writes RUN/evaluations/NAME/results.json and returns that folder."""
+    quiet()
+    trained = TaskSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in checkpoint.spec.items()})
+    data = build_data(config)
+    check_fits(trained, data.spec)
+    method = build_method(config, trained)
+    trainer = build_trainer(config, data, loggers=[], callbacks=[])
+    base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
+    folder = base / "evaluations" / name[:120]
+    result = run_test(trainer, method, data, config, checkpoint.file)
+    if trainer.is_global_zero:
+        run_folder.create(folder, config, [])
+        write_results(folder, result)
+        report(result, folder)
+    return folder
+
+
+def check_fits(trained: TaskSpec, now: TaskSpec) -> None:
+    """Raise `ConfigError` unless a network trained on one kind of task can take another."""
+    if now.kind != trained.kind:
+        raise ConfigError(f"data: the run was trained for {trained.kind}, but the data asked for is {now.kind}.")
+    if now.input_shape != trained.input_shape:
+        raise ConfigError(
+            f"data: the network takes inputs of shape {trained.input_shape}, but the data's are {now.input_shape}. "
+            "Set data.image_size and data.channels to the trained ones."
+        )
+    if now.outputs != trained.outputs:
+        raise ConfigError(
+            f"data.ways={now.outputs}: the network's head has {trained.outputs} outputs, one for each of the ways it was "
+            f"trained on. Keep data.ways={trained.outputs} and set data.eval_ways (at most {trained.outputs})."
+        )
+
+
+if __name__ == "__main__":
+    from lightning_ntk.cli import guarded
+
+    sys.exit(guarded(main))

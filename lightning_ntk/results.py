@@ -1,0 +1,108 @@
+"""results.json: what a finished run leaves for others to read, and the statistics of per-episode scores."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from lightning_ntk.errors import DataError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+REPORTED_PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "torchvision", "numpy", "wandb", "hydra-core")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """One run's results. Accuracies are fractions in [0, 1], times are in seconds, memory in MiB.
+
+    Attributes:
+        method, data: names of the config choices.
+        seed: of initial parameters and training episodes.
+        metrics: `{"test/accuracy": ..., "test/accuracy_ci95": ..., "memory/peak_mib": ...}`.
+        episodes: per-episode test scores by metric, ordered by episode.
+        episode_ids: SHA-256 that identifies the test episodes.
+        task: the settings that decide the test episodes.
+        timings: `meta_step_s` (median), `fit_s`, `test_s`.
+        versions: of Python and the packages that matter.
+        config: the resolved config.
+    """
+
+    method: str
+    data: str
+    seed: int
+    metrics: dict[str, float]
+    episodes: dict[str, list[float]]
+    episode_ids: str
+    task: dict[str, Any]
+    timings: dict[str, float]
+    versions: dict[str, str]
+    config: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+
+def write_results(folder: Path, result: RunResult) -> Path:
+    """Write results.json into a folder, whole or not at all."""
+    file = folder / FILE_NAME
+    text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+    return file
+
+
+def read_results(folder: Path) -> RunResult:
+    """Read a run folder's results.json.
+
+    Raises:
+        DataError: it is not there, is not JSON, has another schema version, or lacks fields.
+    """
+    file = folder / FILE_NAME
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no {FILE_NAME}: it is no run folder, or its run has not finished.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{file} has schema_version {version}, but this version of lightning_ntk reads {SCHEMA_VERSION}. "
+            "Test the run again with `lightning-ntk evaluate`, or read it with the version that wrote it."
+        )
+    names = {field.name for field in dataclasses.fields(RunResult)}
+    missing = sorted(names - content.keys())
+    if missing:
+        raise DataError(f"{file} lacks the fields {', '.join(missing)}: it was not written by lightning_ntk.")
+    return RunResult(**{name: content[name] for name in names})
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those that results depend on."""
+    from lightning_ntk.version import __version__
+
+    versions = {"python": platform.python_version(), "lightning_ntk": __version__}
+    for name in REPORTED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def mean_and_ci95(values: list[float]) -> tuple[float, float]:
+    """Mean of per-episode scores and the half-width of its 95 % interval, 1.96 standard errors (0 for one value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, 0.0
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, 1.96 * math.sqrt(variance / len(values))
+
+
+def paired_difference(scores: list[float], baseline: list[float]) -> tuple[float, float]:
+    """Mean of `scores - baseline` over the same episodes, and the half-width of its 95 % interval."""
+    return mean_and_ci95([a - b for a, b in zip(scores, baseline, strict=True)])
