@@ -51,8 +51,8 @@ SHEAR = 0.2
 SCALE = 0.2  # relative, each way
 SHIFT = 2.5  # pixels at 28x28, each way
 
-# Letters whose drawings, cropped and brought to one size, correlate more than this in every face compared look alike.
-ALIKE = 0.9
+# Letters whose drawings, cropped and brought to one size, correlate more than this in one of the faces compared look alike.
+ALIKE = 0.92
 FACES_COMPARED = ("DejaVuSans.ttf", "DejaVuSerif.ttf")
 
 VERSION = 1  # Raise when the rendering changes: the cache is keyed by it.
@@ -96,7 +96,7 @@ def cache_key() -> str:
 def read_cache(file: Path) -> dict[str, Classes] | None:
     """The cached splits, or None when there is no file or it is damaged."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
             splits: dict[str, Classes] = {split: {} for split in SCRIPTS}
             for name in arrays.files:
                 split, letter = name.split("-")
@@ -159,13 +159,13 @@ def letters_of_script(script: str) -> list[str]:
 
 
 def drop_alike(candidates: list[str], kept: list[str]) -> list[str]:
-    """The candidates that look neither like a kept letter nor like an earlier candidate."""
+    """The candidates that look neither like a kept letter nor like an earlier candidate, in any face compared."""
     letters = kept + candidates
     drawings = np.stack([[template(c, face) for c in letters] for face in FACES_COMPARED])
     drawings = drawings.reshape(len(FACES_COMPARED), len(letters), -1)
     drawings = drawings - drawings.mean(-1, keepdims=True)
     drawings /= np.linalg.norm(drawings, axis=-1, keepdims=True)
-    alike = (drawings @ drawings.transpose(0, 2, 1)).min(0) > ALIKE
+    alike = (drawings @ drawings.transpose(0, 2, 1)).max(0) > ALIKE
     taken = list(range(len(kept)))
     for number in range(len(kept), len(letters)):
         if not alike[number, taken].any():

@@ -13,6 +13,7 @@ from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.results import write_results
 from lightning_ntk.run_folder import Checkpoint
+from lightning_ntk.run_folder_names import EVALUATIONS_FOLDER
 from lightning_ntk.train import build_data, build_method, build_trainer, quiet, report, run_test
 
 
@@ -76,7 +77,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str) -> Path:
     method = build_method(config, trained)
     trainer = build_trainer(config, data, loggers=[], callbacks=[])
     base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
-    folder = base / "evaluations" / name[:120]
+    folder = base / EVALUATIONS_FOLDER / name[:120]
     result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
         run_folder.create(folder, config, [])

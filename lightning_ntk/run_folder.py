@@ -11,11 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_ntk.config import plain
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.run_folder_names import CONFIG_FILE, OVERRIDES_FILE
 
 # Set by the first process of a multi-process run for those that it starts.
 RUN_FOLDER_VARIABLE = "LIGHTNING_NTK_RUN_FOLDER"
-CONFIG_FILE = "config.yaml"
-OVERRIDES_FILE = "overrides.yaml"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Figures of runs, drawn without pyplot's global state."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: distinct with any colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vPX*"
+
+# (label, run folder), one for each curve.
+Run = tuple[str, Path]
+
+
+def read_curve(folder: Path, column: str) -> tuple[list[int], list[float], list[float]]:
+    """Meta-steps, seconds of training, and a metric's values, from the rows of metrics.csv that have the metric."""
+    file = folder / "metrics.csv"
+    if not file.exists():
+        return [], [], []
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get(column) and row.get("time/fit")]
+    # Rows count finished steps from 0.
+    steps = [int(row["step"]) + 1 for row in rows]
+    return steps, [float(row["time/fit"]) for row in rows], [float(row[column]) for row in rows]
+
+
+def learning_curves(runs: Sequence[Run], metric: str, references: Sequence[tuple[str, float]], file: Path) -> Path | None:
+    """Validation scores of runs over meta-steps and over seconds of training, side by side, as a PNG.
+
+    Args:
+        metric: "accuracy" (drawn in percent) or "mse".
+        references: (label, test score) of runs without training, drawn as horizontal lines.
+
+    Returns:
+        The file, or None when no run has a curve.
+    """
+    factor = 100 if metric == "accuracy" else 1
+    curves = [(label, *read_curve(folder, f"val/{metric}")) for label, folder in runs]
+    curves = [curve for curve in curves if curve[1]]
+    if not curves:
+        return None
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
+    for number, (label, steps, seconds, values) in enumerate(curves):
+        style = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 5,
+            "label": label,
+        }
+        scores = [factor * value for value in values]
+        over_steps.plot(steps, scores, **style)
+        over_seconds.plot(seconds, scores, **style)
+    for label, value in references:
+        for axes in (over_steps, over_seconds):
+            axes.axhline(factor * value, color="0.5", linestyle="--", linewidth=1, label=f"{label} (test)")
+    over_steps.set_xlabel("meta-steps")
+    over_seconds.set_xlabel("seconds of training")
+    over_steps.set_ylabel("validation accuracy, %" if metric == "accuracy" else "validation mean squared error")
+    for axes in (over_steps, over_seconds):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if metric != "accuracy":
+            axes.set_yscale("log")
+    over_seconds.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    return file

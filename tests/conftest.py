@@ -1,0 +1,20 @@
+"""Settings of every test: one thread a process (two run at once), the glyph cache shared, runs in temporary folders."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+# Shared between tests and with later runs of them: the file name holds a hash of what it depends on.
+os.environ.setdefault("LIGHTNING_NTK_CACHE", str(Path(tempfile.gettempdir()) / "lightning_ntk-tests"))
+os.environ.setdefault("WANDB_MODE", "offline")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    """Every test works in a folder of its own, where ./runs goes, and leaves the environment as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIGHTNING_NTK_RUN_FOLDER", raising=False)
