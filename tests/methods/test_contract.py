@@ -1,0 +1,125 @@
+"""What every method must do, one class of tests for all of them: a new method is added to METHODS."""
+
+import pytest
+import torch
+
+from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.methods.anil import ANIL
+from lightning_ntk.methods.from_scratch import FromScratch
+from lightning_ntk.methods.maml import MAML
+from lightning_ntk.methods.meta_rkhs_i import MetaRKHSI
+from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.networks.conv4 import Conv4
+from lightning_ntk.networks.mlp import MLP
+
+METHODS = {
+    "meta_rkhs_i": lambda *a: MetaRKHSI(*a, adapt_lr=0.1, adapt_steps=5),
+    "meta_rkhs_i_euler": lambda *a: MetaRKHSI(*a, adaptation="euler", alpha=0.05),
+    "meta_rkhs_ii": lambda *a: MetaRKHSII(*a, t=10.0, ridge=1e-3),
+    "maml": lambda *a: MAML(*a, inner_lr=0.1),
+    "fomaml": lambda *a: MAML(*a, inner_lr=0.1, first_order=True),
+    "anil": lambda *a: ANIL(*a, inner_lr=0.1),
+    "from_scratch": lambda *a: FromScratch(*a, adapt_steps=20, adapt_lr=1e-2),
+}
+
+
+def make(name, kind):
+    torch.manual_seed(0)
+    if kind == "regression":
+        spec = TaskSpec("regression", (1,), 1)
+        return METHODS[name](MLP((1,), 1), spec)
+    spec = TaskSpec("classification", (1, 16, 16), 3)
+    return METHODS[name](Conv4((1, 16, 16), 3, filters=8), spec)
+
+
+def tasks(kind, count=2):
+    """Tasks that can be learnt: a line through the origin, or classes with a bright quarter each."""
+    generator = torch.Generator().manual_seed(1)
+    episodes = []
+    for index in range(count):
+        if kind == "regression":
+            slope = torch.rand((), generator=generator) * 2 + 0.5
+            x = torch.randn(14, 1, generator=generator)
+            episodes.append(Episode(x[:4], slope * x[:4], x[4:], slope * x[4:], torch.tensor(index)))
+            continue
+        y = torch.arange(3).repeat(5)
+        x = 0.3 * torch.rand(15, 1, 16, 16, generator=generator)
+        for label in range(3):
+            quarter = (slice(0, 8), slice(8, 16))
+            x[y == label, :, quarter[label // 2], quarter[label % 2]] += 0.6
+        episodes.append(Episode(x[:6], y[:6], x[6:], y[6:], torch.tensor(index)))
+    return Episode.stack(episodes)
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("name", METHODS)
+class TestEveryMethod:
+    def test_adapting_lowers_the_loss_on_the_task(self, name, kind):
+        method = make(name, kind)
+        task = next(iter(tasks(kind)))
+        before = method.loss(method.network(task.support_x), task.support_y)
+        after = method.loss(method.adapt(task.support_x, task.support_y)(task.support_x), task.support_y)
+        assert after < before
+
+    def test_adapting_leaves_the_method_as_it_was(self, name, kind):
+        method = make(name, kind)
+        before = {key: value.clone() for key, value in method.state_dict().items()}
+        state = torch.get_rng_state()
+        task = next(iter(tasks(kind)))
+        method.adapt(task.support_x, task.support_y)(task.query_x)
+        assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(p.grad is None for p in method.parameters())
+        assert all(p.requires_grad for p in method.parameters())
+
+    def test_it_adapts_without_gradient_mode_and_to_the_same_function(self, name, kind):
+        method = make(name, kind)
+        task = next(iter(tasks(kind)))
+        with torch.no_grad():
+            quiet = method.adapt(task.support_x, task.support_y)(task.query_x)
+        assert torch.allclose(quiet, method.adapt(task.support_x, task.support_y)(task.query_x), atol=1e-6)
+
+    def test_the_predictor_is_differentiable_in_its_input(self, name, kind):
+        method = make(name, kind)
+        task = next(iter(tasks(kind)))
+        predictor = method.adapt(task.support_x, task.support_y)
+        x = task.query_x.clone().requires_grad_()
+        outputs = predictor(x)
+        assert outputs.shape == (task.query_x.shape[0], method.spec.outputs)
+        (gradient,) = torch.autograd.grad(method.loss(outputs, task.query_y), x)
+        assert torch.isfinite(gradient).all()
+        assert gradient.abs().sum() > 0
+
+    def test_the_meta_gradient_reaches_every_parameter_and_points_downhill(self, name, kind):
+        method = make(name, kind)
+        if not method.meta_trains:
+            pytest.skip(f"{name} has no meta-training")
+        episodes = tasks(kind)
+        loss = method.meta_loss(episodes)
+        loss.backward()
+        gradients = {key: p.grad for key, p in method.named_parameters()}
+        assert all(g is not None and torch.isfinite(g).all() for g in gradients.values())
+        assert all(g.abs().sum() > 0 for key, g in gradients.items() if "head" in key)
+        norm = sum(g.square().sum() for g in gradients.values())
+        with torch.no_grad():
+            for key, p in method.named_parameters():
+                p -= 1e-4 / norm.sqrt() * gradients[key]
+        fall = (loss - method.meta_loss(episodes)).item()
+        assert fall > 0
+        if name not in ("fomaml",):  # FOMAML's is not the gradient of its loss.
+            assert fall == pytest.approx(1e-4 * norm.sqrt().item(), rel=0.2)
+
+    def test_predictions_for_a_batch_of_tasks_are_those_of_each(self, name, kind):
+        method = make(name, kind)
+        episodes = tasks(kind)
+        outputs = method.predict(episodes)
+        for row, task in zip(outputs, episodes, strict=True):
+            alone = method.adapt(task.support_x, task.support_y)(task.query_x)
+            assert torch.allclose(row, alone, atol=1e-5)
+
+
+def test_scores_are_accuracies_and_squared_errors():
+    outputs = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]]])
+    assert make("maml", "classification").score(outputs, torch.tensor([[0, 1, 1, 1]]))["accuracy"].tolist() == [0.75]
+    error = make("maml", "regression").score(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[0.0], [4.0]]]))
+    assert error["mse"].tolist() == [2.5]
