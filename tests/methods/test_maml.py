@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from test_contract import make, tasks
+from test_contract import in_double, make, tasks
 from torch.func import functional_call
 
 from lightning_ntk.episode import TaskSpec
@@ -36,10 +36,7 @@ def by_hand(method, task, steps, *, first_order, adapted):
 )
 def test_loss_and_meta_gradient_equal_a_hand_written_inner_loop(name, first_order, adapted):
     method = make(name, "classification").double()
-    episodes = tasks("classification")
-    episodes = type(episodes)(
-        episodes.support_x.double(), episodes.support_y, episodes.query_x.double(), episodes.query_y, episodes.index
-    )
+    episodes = in_double(tasks("classification"))
     loss = method.meta_loss(episodes)
     gradients = torch.autograd.grad(loss, list(method.parameters()))
     expected = sum(by_hand(method, task, 5, first_order=first_order, adapted=adapted) for task in episodes) / 2
