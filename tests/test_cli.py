@@ -1,0 +1,66 @@
+"""The command line: help, dispatch, one-line errors."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lightning_ntk import cli
+from lightning_ntk.cli_arguments import help_page, parse_command
+from lightning_ntk.config import conf_folder, groups
+from lightning_ntk.errors import ConfigError
+
+
+def test_help_lists_every_choice_of_every_group(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    for group, choices in groups([conf_folder()]).items():
+        assert f"  {group}=\n" in page
+        assert all(choice in page for choice in choices)
+    assert "steps=400" in page
+    assert "--config-dir" in page
+    assert max(map(len, page.splitlines())) <= 140
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["evaluate", "--help"], ["compare", "--help"]])
+def test_each_level_has_its_help(argv, capsys):
+    assert cli.main(argv) == 0
+    assert "usage: lightning-ntk" in capsys.readouterr().out
+
+
+def test_errors_are_one_line_and_status_2(capsys):
+    assert cli.main(["train", "data.wayz=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-ntk: There is no setting 'data.wayz'")
+    assert error.count("\n") == 1
+    assert cli.main(["trian"]) == 2
+    assert "Did you mean 'train'" in capsys.readouterr().err
+
+
+def test_unknown_options_and_multirun_are_refused():
+    with pytest.raises(ConfigError, match="no option --foo"):
+        parse_command("train", ["--foo"])
+    with pytest.raises(ConfigError, match="one\nprocess a job|one process a job"):
+        parse_command("train", ["-m", "seed=1,2"])
+
+
+def test_cfg_prints_the_composed_configuration(capsys):
+    assert parse_command("train", ["--cfg", "method=maml", "seed=3"]) is None
+    text = capsys.readouterr().out
+    assert "lightning_ntk.methods.maml.MAML" in text
+    assert "seed: 3" in text
+
+
+def test_evaluate_help_lists_its_own_settings():
+    page = help_page("evaluate")
+    assert "run=" in page
+    assert "checkpoint=best" in page
+
+
+def test_import_is_light_and_needs_neither_lightning_nor_learn2learn_nor_torchvision():
+    code = (
+        "import sys, lightning_ntk, lightning_ntk.ntk, lightning_ntk.energy.meta_rkhs_ii;"
+        "bad = {'pytorch_lightning', 'learn2learn', 'torchvision', 'wandb', 'hydra'} & sys.modules.keys();"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=conf_folder().parent)

@@ -1,0 +1,67 @@
+"""Composition of the configuration and its errors."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from lightning_ntk.config import compose_config, conf_folder, groups, instantiate
+from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.networks.mlp import MLP
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.wayz=5", r"'data\.wayz'.*Did you mean 'data\.ways'"),
+        ("metod=maml", r"'metod'.*Did you mean 'method'"),
+        ("method=meta_rkhs_3", r"method=meta_rkhs_3 does not exist.*Did you mean 'meta_rkhs_i+'.*Choices: anil"),
+        ("data=glyfs", r"Did you mean 'glyphs'"),
+        ("method.inner_lr=1", r"'method\.inner_lr'"),
+        ("nonsense", r"KEY=VALUE"),
+        ("data.ways=[1", r"KEY=VALUE"),
+    ],
+)
+def test_misspelt_overrides_get_the_nearest_name(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_config("train", [override])
+
+
+def test_sine_waves_select_the_mlp_and_their_recipe_unless_told_otherwise():
+    config = compose_config("train", ["data=sinusoid"])
+    assert config.network._target_.endswith("MLP")
+    assert config.method.t == 100
+    assert compose_config("train", ["data=sinusoid", "method.t=7"]).method.t == 7
+    assert compose_config("train", ["data=sinusoid", "network=conv4"]).network._target_.endswith("Conv4")
+    assert compose_config("train", ["data=glyphs"]).method.t == 10
+
+
+def test_an_experiment_sets_what_the_command_line_may_still_change():
+    demo, plain = compose_config("train", ["experiment=demo"]), compose_config("train", [])
+    assert demo.data.test_episodes < plain.data.test_episodes
+    assert demo.steps < plain.steps
+    assert compose_config("train", ["experiment=demo", "steps=7"]).steps == 7
+
+
+def test_every_choice_describes_itself_in_one_line_and_composes():
+    for group, choices in groups([conf_folder()]).items():
+        for choice, text in choices.items():
+            assert 10 < len(text) < 110, f"{group}/{choice}"
+            if group not in ("recipe",):
+                assert compose_config("train", [f"{group}={choice}"])
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nlr: 0.5\n")
+    config = compose_config("train", ["method=mine", "method.lr=2"], str(tmp_path))
+    assert config.method == {"_target_": "my.Method", "lr": 2}
+    with pytest.raises(ConfigError, match="--config-dir"):
+        compose_config("train", [], str(tmp_path / "missing"))
+
+
+def test_instantiate_names_the_key_that_a_class_does_not_take():
+    config = OmegaConf.create({"_target_": "lightning_ntk.methods.maml.MAML", "inner_lrr": 0.1})
+    with pytest.raises(ConfigError, match=r"method\.inner_lrr is no setting of .*MAML\. Did you mean 'inner_lr'"):
+        instantiate(config, "method", network=MLP((1,), 1), spec=TaskSpec("regression", (1,), 1))
+    with pytest.raises(ConfigError, match=r"method: .*no_such_module"):
+        instantiate(OmegaConf.create({"_target_": "no_such_module.X"}), "method")
