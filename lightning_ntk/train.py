@@ -30,14 +30,14 @@ def main(argv: list[str] | None = None) -> None:
     command = parse_command("train", argv)
     if command is None:
         return
-    overrides = command.overrides
-    config = compose_config("train", overrides, command.config_folder)
-    checkpoint = None
-    if config.ckpt is not None:
-        checkpoint = run_folder.load_checkpoint(config.ckpt, "ckpt")
-        # The run's own settings, and what is asked now on top; each says again what it said.
+    overrides, checkpoint = command.overrides, None
+    resumed_from = [o.partition("=")[2] for o in overrides if o.startswith("ckpt=") and o != "ckpt=null"]
+    if resumed_from:
+        checkpoint = run_folder.load_checkpoint(resumed_from[-1], "ckpt")
+        # The run's own settings, and what is asked now on top.
         overrides = [o for o in checkpoint.overrides if not o.startswith("ckpt=")] + overrides
-        config = compose_config("train", overrides, command.config_folder)
+    config = compose_config("train", overrides, command.config_folder)
+    if checkpoint is not None:
         run_folder.check_same_model(checkpoint, config, "ckpt")
     train(config, overrides, checkpoint)
 
@@ -224,9 +224,14 @@ def finish_wandb() -> None:
 def quiet() -> None:
     """Keep Lightning's advice out of the output, narrowly; its warnings about real trouble stay."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory .* exists.*", ".*torch.jit.script.*"):
+    for message in (
+        ".*does not have many workers.*",  # Drawing an episode costs less than handing it over.
+        ".*Checkpoint directory .* exists.*",  # Ours are overwritten on purpose.
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*torch.jit.script.*",  # Two deprecations inside torch and Lightning.
+        ".*treespec, LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than the logging interval")
 
 
 if __name__ == "__main__":
