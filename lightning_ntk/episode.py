@@ -30,9 +30,11 @@ class TaskSpec:
     std: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Episode:
-    """Support and query set of one task, or of T tasks stacked along a first axis.
+    """Support and query set of one task, or of T tasks stacked along a first axis. Treat it as immutable.
+
+    (It is not a frozen dataclass because Lightning's precision plugins rebuild a batch field by field.)
 
     Attributes:
         support_x: `[n, *input_shape]`, stacked `[T, n, *input_shape]`. Images are uint8 when drawn and float in [0, 1]
