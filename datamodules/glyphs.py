@@ -51,7 +51,8 @@ SHEAR = 0.2
 SCALE = 0.2  # relative, each way
 SHIFT = 2.5  # pixels at 28x28, each way
 
-# Letters whose drawings, cropped and brought to one size, correlate more than this in one of the faces compared look alike.
+# Two letters look alike when their drawings, cropped and brought to one size, correlate more than this in one of the
+# faces compared.
 ALIKE = 0.92
 FACES_COMPARED = ("DejaVuSans.ttf", "DejaVuSerif.ttf")
 

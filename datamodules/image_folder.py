@@ -89,7 +89,9 @@ class ImageFolder(ImageDataModule):
                 raise ConfigError(f"data.split_file={file} names the split {split!r}; expected train, val or test.")
             if not (self.root / name).is_dir():
                 near = nearest_name(name, _folders(self.root))
-                raise DataError(f"data.split_file={file} names class {name!r}, which is no folder of {self.root}.{near}")
+                raise DataError(
+                    f"data.split_file={file} names class {name!r}, which is no folder of {self.root}.{near}"
+                )
             splits.setdefault(split, {})[name] = self.root / name
         return splits
 

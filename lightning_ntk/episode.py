@@ -1,4 +1,4 @@
-"""`Episode`, the data of one few-shot task or of a stacked batch of tasks, and `TaskSpec`, what all tasks have in common.
+"""`Episode`, the data of one few-shot task or of a stacked batch of tasks, and `TaskSpec`, what all tasks share.
 
 Every datamodule makes episodes, every method and callback reads them; nothing passes tuples with remembered positions.
 """

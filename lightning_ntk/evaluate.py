@@ -97,8 +97,8 @@ def check_fits(trained: TaskSpec, now: TaskSpec) -> None:
         )
     if now.outputs != trained.outputs:
         raise ConfigError(
-            f"data.ways={now.outputs}: the network's head has {trained.outputs} outputs, one for each of the ways it was "
-            f"trained on. Keep data.ways={trained.outputs} and set data.eval_ways (at most {trained.outputs})."
+            f"data.ways={now.outputs}: the network's head has {trained.outputs} outputs, one for each of the ways it "
+            f"was trained on. Keep data.ways={trained.outputs} and set data.eval_ways (at most {trained.outputs})."
         )
 
 

@@ -26,7 +26,9 @@ def read_curve(folder: Path, column: str) -> tuple[list[int], list[float], list[
     return steps, [float(row["time/fit"]) for row in rows], [float(row[column]) for row in rows]
 
 
-def learning_curves(runs: Sequence[Run], metric: str, references: Sequence[tuple[str, float]], file: Path) -> Path | None:
+def learning_curves(
+    runs: Sequence[Run], metric: str, references: Sequence[tuple[str, float]], file: Path
+) -> Path | None:
     """Validation scores of runs over meta-steps and over seconds of training, side by side, as a PNG.
 
     Args:

@@ -205,7 +205,11 @@ def report(result: RunResult, folder: Path) -> None:
     """Say how it went and where it is."""
     for name, values in result.episodes.items():
         mean, half_width = mean_and_ci95(values)
-        shown = f"{100 * mean:.2f} ± {100 * half_width:.2f} %" if name.endswith("accuracy") else f"{mean:.4f} ± {half_width:.4f}"
+        shown = (
+            f"{100 * mean:.2f} ± {100 * half_width:.2f} %"
+            if name.endswith("accuracy")
+            else f"{mean:.4f} ± {half_width:.4f}"
+        )
         sys.stdout.write(f"{result.method} on {result.data}: {name} {shown} over {len(values)} episodes\n")
     sys.stdout.write(f"{folder}\n")
 

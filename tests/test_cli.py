@@ -40,7 +40,7 @@ def test_errors_are_one_line_and_status_2(capsys):
 def test_unknown_options_and_multirun_are_refused():
     with pytest.raises(ConfigError, match="no option --foo"):
         parse_command("train", ["--foo"])
-    with pytest.raises(ConfigError, match="one\nprocess a job|one process a job"):
+    with pytest.raises(ConfigError, match="one process a job"):
         parse_command("train", ["-m", "seed=1,2"])
 
 

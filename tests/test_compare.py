@@ -124,7 +124,7 @@ def test_the_command_line(runs, capsys):
     assert Path("there/comparison.csv").exists()
     with pytest.raises(ConfigError, match=r"baseline=mmal is none of the runs\. Did you mean 'maml'"):
         compare.main(["all", "baseline=mmal"])
-    with pytest.raises(ConfigError, match="no setting 'basline'. Did you mean 'baseline'"):
+    with pytest.raises(ConfigError, match=r"no setting 'basline'\. Did you mean 'baseline'"):
         compare.main(["all", "basline=maml"])
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
         compare.main(["nowhere"])
@@ -157,6 +157,7 @@ def test_results_that_cannot_be_read_are_explained(text, message):
 
 
 def test_the_result_has_exactly_the_published_fields():
-    assert {field.name for field in dataclasses.fields(RunResult)} == set(
-        "schema_version method data seed metrics episodes episode_ids task timings versions config".split()
-    )
+    assert {field.name for field in dataclasses.fields(RunResult)} == {
+        *("schema_version", "method", "data", "seed", "metrics", "episodes", "episode_ids"),
+        *("task", "timings", "versions", "config"),
+    }

@@ -29,7 +29,8 @@ def metric_rows(folder):
     with open(f"{folder}/metrics.csv", newline="") as lines:
         table = list(csv.DictReader(lines))
     return [
-        {key: value for key, value in row.items() if value and not key.startswith(("time/", "memory/"))} for row in table
+        {key: value for key, value in row.items() if value and not key.startswith(("time/", "memory/"))}
+        for row in table
     ]
 
 

@@ -34,8 +34,8 @@ QueryLoss = Callable[[Tensor, Tensor], Tensor]
 class ClosedForm:
     """How the adaptation is solved. See `ntk.flow.GradientFlow` for t, approximation and ridge.
 
-    `coupled`: the network's `couples_examples`. `rank_tolerance`: relative error, in Frobenius norm, that may be left of
-    the low-rank matrix G in the meta-gradient.
+    `coupled`: the network's `couples_examples`. `rank_tolerance`: relative error, in Frobenius norm, that may be left
+    of the low-rank matrix G in the meta-gradient.
     """
 
     t: float

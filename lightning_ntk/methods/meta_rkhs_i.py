@@ -47,7 +47,7 @@ class MetaRKHSI(MetaLearner):
         alpha: float = 0.5,
         adaptation: str = "gradient_descent",
         adapt_steps: int = 10,
-        adapt_lr: float = 0.05,
+        adapt_lr: float = 0.1,
         lr: float = 1e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)

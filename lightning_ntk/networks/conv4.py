@@ -53,8 +53,8 @@ class Conv4(EpisodeNetwork):
         channels, height, width = input_shape
         if downsample == "pool" and min(height, width) < 2**BLOCKS:
             raise ConfigError(
-                f"network.downsample=pool halves {BLOCKS} times and needs images of at least {2**BLOCKS} pixels a side, "
-                f"but got {height}x{width}. Use network.downsample=stride."
+                f"network.downsample=pool halves {BLOCKS} times and needs images of at least {2**BLOCKS} pixels a "
+                f"side, but got {height}x{width}. Use network.downsample=stride."
             )
         layers: list[nn.Module] = []
         for block in range(BLOCKS):

@@ -1,5 +1,6 @@
 """A plain multilayer perceptron, the network of the sine-wave experiments (Finn et al. 2017)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -29,6 +30,6 @@ class MLP(EpisodeNetwork):
     ) -> None:
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), nn.ReLU()]
         super().__init__(nn.Sequential(*layers), widths[-1], outputs, mean, std)

@@ -50,7 +50,9 @@ def test_split_folders_give_episodes_of_their_own_split(folders):
 
 def test_a_split_file_may_name_nested_classes(tmp_path):
     write_classes(tmp_path / "all", ["greek/alpha", "greek/beta", "latin/a", "latin/b"])
-    (tmp_path / "split.csv").write_text("split,class\ntrain,greek/alpha\ntrain,greek/beta\ntest,latin/a\ntest,latin/b\n")
+    (tmp_path / "split.csv").write_text(
+        "split,class\ntrain,greek/alpha\ntrain,greek/beta\ntest,latin/a\ntest,latin/b\n"
+    )
     data = make(tmp_path / "all", split_file=str(tmp_path / "split.csv"))
     assert data.class_count("train") == data.class_count("test") == 2
     assert not data.has_split("val")

@@ -1,5 +1,7 @@
 """Classification episodes from classes of images."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,14 @@ from lightning_ntk.errors import ConfigError, DataError
 class Numbered(ImageDataModule):
     """Classes whose pixels say which class and which image they are: channel 0 the class, channel 1 the image."""
 
-    classes = {"train": range(0, 8), "val": range(100, 106), "test": range(200, 206)}
+    classes: ClassVar = {"train": range(0, 8), "val": range(100, 106), "test": range(200, 206)}
 
     def class_splits(self):
         return {
             split: {
-                f"class{number:03}": np.stack([np.full((2, 4, 4), [[[number]], [[i]]], dtype=np.uint8) for i in range(9)])
+                f"class{number:03}": np.stack(
+                    [np.full((2, 4, 4), [[[number]], [[i]]], dtype=np.uint8) for i in range(9)]
+                )
                 for number in numbers
             }
             for split, numbers in self.classes.items()

@@ -1,0 +1,48 @@
+"""The README's examples run as they stand there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from test_train import TINY
+
+from lightning_ntk import train
+from lightning_ntk.results import read_results
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```(?:python|yaml)\n(.*?)```", README, re.DOTALL)
+
+
+def write_named_blocks():
+    for block in BLOCKS:
+        first, _, rest = block.partition("\n")
+        if match := re.fullmatch(r"# (\S+\.(?:py|yaml))", first):
+            file = Path(match.group(1))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(rest)
+
+
+@pytest.mark.parametrize("choice", ["method=bias_only", "data=stripes"])
+def test_a_method_and_a_data_set_are_added_as_the_readme_says(choice, monkeypatch, tmp_path):
+    write_named_blocks()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # The group first: the sizes below belong to its settings.
+    train.main(["--config-dir", "my_conf", choice, *(o for o in TINY if "data." not in o), "run_dir=run", *SIZES])
+    assert len(read_results(Path("run")).episodes["test/accuracy"]) == 3
+    assert len(re.findall(r"```python\n# my_\w+\.py\n(?:.*\n){1,22}```", README)) == 2, "twenty lines or so each"
+
+
+SIZES = [
+    "++data.tasks_per_step=2",
+    "++data.val_episodes=2",
+    "++data.test_episodes=3",
+    "data.queries=3",
+    "network.filters=8",
+]
+
+
+def test_the_functions_are_used_as_the_readme_says():
+    (block,) = [block for block in BLOCKS if "gradient_flow" in block]
+    names = {}
+    exec(block, names)
+    assert names["coefficients"].shape == (8,)
