@@ -10,6 +10,7 @@ from PIL import Image
 
 from datamodules.base import SPLITS, check_at_least
 from datamodules.images import Classes, ImageDataModule
+from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError, DataError, nearest_name
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -25,15 +26,13 @@ class ImageFolder(ImageDataModule):
     Args:
         root: the folder.
         split_file: CSV with header `split,class`; a class is a folder relative to root and may be nested
-            ("Greek/character01").
+            ("Greek/character01"). The bare name of a file in conf/splits will do: "omniglot_small".
         image_size: side of the square that images are resized to, in pixels.
         channels: 3 (RGB) or 1 (grey).
         invert: 255 - value, for dark ink on white paper (Omniglot).
         **episodes: see `ImageDataModule`.
 
-    Example, the two small background sets of Omniglot unpacked into one folder of alphabets:
-        `data=image_folder data.root=PATH data.split_file=conf/splits/omniglot_small.csv data.image_size=28
-        data.channels=1 data.invert=true data.rotate_train_classes=true data.normalize=false`
+    conf/experiment/omniglot_small.yaml is an example.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class ImageFolder(ImageDataModule):
         if root is None:
             raise ConfigError(f"data.root is missing: data.root=PATH names the folder of images. {EXPECTED}")
         self.root = Path(root).expanduser()
-        self.split_file = None if split_file is None else Path(split_file).expanduser()
+        self.split_file = None if split_file is None else find_split_file(split_file)
         self.image_size = image_size
         self.channels = channels
         self.invert = invert
@@ -115,6 +114,12 @@ class ImageFolder(ImageDataModule):
         pixels = np.asarray(converted)
         pixels = pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
         return 255 - pixels if self.invert else pixels
+
+
+def find_split_file(name: str) -> Path:
+    """The file of that path, or the committed one of that name."""
+    committed = conf_folder() / "splits" / f"{name}.csv"
+    return committed if committed.is_file() else Path(name).expanduser()
 
 
 def _folders(root: Path) -> Iterator[str]:
