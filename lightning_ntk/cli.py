@@ -46,8 +46,8 @@ def guarded(command: Callable[[], None]) -> int:
     except LightningNTKError as error:
         sys.stderr.write(f"lightning-ntk: {error}\n")
         return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("\nlightning-ntk: interrupted. Go on with: lightning-ntk train ckpt=RUN_FOLDER\n")
+    except KeyboardInterrupt as interruption:
+        sys.stderr.write(f"\nlightning-ntk: interrupted. {interruption}\n")
         return EXIT_INTERRUPTED
     return 0
 

@@ -43,7 +43,7 @@ def learning_curves(
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         return None
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     for number, (label, steps, seconds, values) in enumerate(curves):
         style = {
@@ -66,7 +66,8 @@ def learning_curves(
         axes.spines[["top", "right"]].set_visible(False)
         if metric != "accuracy":
             axes.set_yscale("log")
-    over_seconds.legend(frameon=False)
+    handles, labels = over_seconds.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     return file

@@ -89,7 +89,7 @@ def wandb_logger(settings: DictConfig, folder: Path, *, method: str, data: str, 
     id_file = folder / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    return WandbLogger(
+    logger = WandbLogger(
         project=settings.project,
         entity=settings.entity,
         offline=settings.mode == "offline",
@@ -102,3 +102,6 @@ def wandb_logger(settings: DictConfig, folder: Path, *, method: str, data: str, 
         log_model=False,
         settings=wandb.Settings(console="off", silent=True),
     )
+    # Lightning hands wandb.init a setting that W&B has given up and warns of at every start.
+    logger._wandb_init.pop("anonymous", None)
+    return logger

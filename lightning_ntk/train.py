@@ -69,8 +69,6 @@ def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | Non
         if method.meta_trains:
             resume_from = None if checkpoint is None else str(checkpoint.file)
             trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
         else:
             last.save_checkpoint_of(trainer, method)
         if config.test:
@@ -79,6 +77,10 @@ def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | Non
             if trainer.is_global_zero:
                 write_results(folder, result)
                 report(result, folder)
+    except SystemExit:  # How Lightning ends on Ctrl+C.
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt(f"Go on with: lightning-ntk train ckpt={folder}") from None
     finally:
         if config.logger.wandb is not None:
             finish_wandb()

@@ -13,9 +13,8 @@ in the RKHS of the neural tangent kernel is that of the ordinary gradient, ||gra
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import grad_and_value, jvp
 
 from lightning_ntk.ntk.jacobian import Network, Params
 
@@ -25,9 +24,8 @@ TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
 def literal(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: float) -> Tensor:
     """L - alpha ||grad L||^2 on one batch `[n, ...]` with its targets. Cost: a double backward pass."""
-    value = loss(network(params, x), y)
-    gradients = torch.autograd.grad(value, list(params.values()), create_graph=True)
-    return value - alpha * sum(g.square().sum() for g in gradients)
+    gradient, value = loss_gradient(network, params, x, y, loss)
+    return value - alpha * sum(g.square().sum() for g in gradient.values())
 
 
 def cross(
@@ -41,19 +39,9 @@ def cross(
     alpha: float,
 ) -> Tensor:
     """L_query - alpha <grad L_support, grad L_query>."""
-    query = loss(network(params, query_x), query_y)
-    on_query = torch.autograd.grad(query, list(params.values()), create_graph=True)
-    support = loss(network(params, support_x), support_y)
-    on_support = torch.autograd.grad(support, list(params.values()), create_graph=True)
-    return query - alpha * sum((a * b).sum() for a, b in zip(on_support, on_query, strict=True))
-
-
-def euler_step(
-    network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: float, *, create_graph: bool
-) -> Params:
-    """-alpha grad_theta L(support): the tangent along which one gradient step in the RKHS moves the function."""
-    gradients = torch.autograd.grad(loss(network(params, x), y), list(params.values()), create_graph=create_graph)
-    return {name: -alpha * g for name, g in zip(params, gradients, strict=True)}
+    on_query, value = loss_gradient(network, params, query_x, query_y, loss)
+    on_support, _ = loss_gradient(network, params, support_x, support_y, loss)
+    return value - alpha * sum((on_support[name] * on_query[name]).sum() for name in params)
 
 
 def euler(
@@ -67,6 +55,17 @@ def euler(
     alpha: float,
 ) -> Tensor:
     """L_query of f + J w with w = -alpha grad L_support. No inner loop: one vjp and one jvp."""
-    tangent = euler_step(network, params, support_x, support_y, loss, alpha, create_graph=True)
+    tangent = euler_step(network, params, support_x, support_y, loss, alpha)
     outputs, change = jvp(lambda theta: network(theta, query_x), (params,), (tangent,))
     return loss(outputs + change, query_y)
+
+
+def euler_step(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: float) -> Params:
+    """-alpha grad_theta L(support): the tangent along which one gradient step in the RKHS moves the function."""
+    gradient, _ = loss_gradient(network, params, x, y, loss)
+    return {name: -alpha * g for name, g in gradient.items()}
+
+
+def loss_gradient(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss) -> tuple[Params, Tensor]:
+    """grad_theta L on one batch, and L; both differentiable in theta again."""
+    return grad_and_value(lambda theta: loss(network(theta, x), y))(params)

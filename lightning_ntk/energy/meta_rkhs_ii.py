@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vjp, vmap
-from torch.utils._pytree import tree_map
 
+from lightning_ntk.energy.tasks import each_task
 from lightning_ntk.ntk.flow import Approximation, GradientFlow
 from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, flatten, unflatten
 
@@ -83,11 +83,9 @@ def meta_gradient(
     tasks = support_x.shape[0]
     total, gradient = 0.0, {name: torch.zeros_like(p) for name, p in params.items()}
     for data in zip(*(a.split(tasks_per_chunk) for a in (support_x, targets, query_x, query_y)), strict=True):
-        loss, of_query, terms = _each_task(
-            lambda *task: _solve_and_query(network, params, *task, query_loss, how), data
-        )
+        loss, of_query, terms = each_task(lambda *task: _solve_and_query(network, params, *task, query_loss, how), data)
         terms = _truncate(terms, how.rank_tolerance)
-        of_support = _each_task(lambda x, *task: _support_terms(network, params, x, Terms(*task)), (data[0], *terms))
+        of_support = each_task(lambda x, *task: _support_terms(network, params, x, Terms(*task)), (data[0], *terms))
         total = total + loss.sum()
         gradient = {name: g + (of_query[name] + of_support[name]).sum(0) for name, g in gradient.items()}
     return total / tasks, {name: g / tasks for name, g in gradient.items()}
@@ -123,13 +121,6 @@ class Terms(NamedTuple):
     b: Tensor  # phi(H) J(X) v, [n C]
     weights: Tensor  # eigenvalues of G by falling magnitude, [n C] or the leading k of them
     vectors: Tensor  # their eigenvectors as rows, [n C, n C] or [k, n C]
-
-
-def _each_task(function: Callable, arguments: tuple[Tensor, ...]):
-    """`vmap(function)(*arguments)`; a single task goes without the vmap, which turns convolutions into slower ones."""
-    if arguments[0].shape[0] > 1:
-        return vmap(function)(*arguments)
-    return tree_map(lambda result: result.unsqueeze(0), function(*(a[0] for a in arguments)))
 
 
 def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: ClosedForm):

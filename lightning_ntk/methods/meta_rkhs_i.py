@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_ntk.energy import meta_rkhs_i as energy
 from lightning_ntk.energy.meta_rkhs_ii import adapted_outputs
+from lightning_ntk.energy.tasks import check_tasks_per_chunk, each_task
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner, Predictor
@@ -35,6 +36,7 @@ class MetaRKHSI(MetaLearner):
             single functional step that the euler energy trains for.
         adapt_steps: the paper uses 10.
         adapt_lr: step size of the gradient descent.
+        tasks_per_chunk: tasks computed at once by vmap.
         lr: meta learning rate.
     """
 
@@ -48,6 +50,7 @@ class MetaRKHSI(MetaLearner):
         adaptation: str = "gradient_descent",
         adapt_steps: int = 10,
         adapt_lr: float = 0.1,
+        tasks_per_chunk: int = 4,
         lr: float = 1e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)
@@ -58,23 +61,26 @@ class MetaRKHSI(MetaLearner):
         if not (alpha >= 0 and math.isfinite(alpha)):
             raise ConfigError(f"method.alpha must be a finite number >= 0, but got {alpha}.")
         check_inner_loop(adapt_steps, adapt_lr, "adapt_steps", "adapt_lr")
+        check_tasks_per_chunk(tasks_per_chunk)
         self.energy = energy
         self.alpha = alpha
         self.adaptation = adaptation
         self.adapt_steps = adapt_steps
         self.adapt_lr = adapt_lr
+        self.tasks_per_chunk = tasks_per_chunk
 
     def meta_loss(self, episodes: Episode) -> Tensor:
-        return torch.stack([self._task_energy(task) for task in episodes]).mean()
+        data = (episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y)
+        chunks = zip(*(part.split(self.tasks_per_chunk) for part in data), strict=True)
+        return torch.cat([each_task(self._task_energy, chunk) for chunk in chunks]).mean()
 
-    def _task_energy(self, task: Episode) -> Tensor:
+    def _task_energy(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
         network, params = functional(self.network)
         if self.energy == "literal":
-            x = torch.cat([task.support_x, task.query_x])
-            y = torch.cat([task.support_y, task.query_y])
+            x, y = torch.cat([support_x, query_x]), torch.cat([support_y, query_y])
             return energy.literal(network, params, x, y, self.loss, self.alpha)
         form = energy.euler if self.energy == "euler" else energy.cross
-        return form(network, params, task.support_x, task.support_y, task.query_x, task.query_y, self.loss, self.alpha)
+        return form(network, params, support_x, support_y, query_x, query_y, self.loss, self.alpha)
 
     def check_finite(self, loss: Tensor) -> None:
         if loss < DIVERGED_BELOW:
@@ -85,20 +91,14 @@ class MetaRKHSI(MetaLearner):
             )
         super().check_finite(loss)
 
-    @torch.enable_grad()
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         network, params = functional(self.network)
-        params = {name: p.detach().requires_grad_() for name, p in params.items()}
+        params = {name: p.detach() for name, p in params.items()}
         if self.adaptation == "euler":
-            tangent = energy.euler_step(
-                network, params, support_x, support_y, self.loss, self.alpha, create_graph=False
-            )
-            params = {name: p.detach() for name, p in params.items()}
+            tangent = energy.euler_step(network, params, support_x, support_y, self.loss, self.alpha)
             return lambda x: adapted_outputs(network, params, tangent, x)
+        adapted = params
         for _ in range(self.adapt_steps):
-            step = energy.euler_step(
-                network, params, support_x, support_y, self.loss, self.adapt_lr, create_graph=False
-            )
-            params = {name: (p + step[name]).detach().requires_grad_() for name, p in params.items()}
-        adapted = {name: p.detach() for name, p in params.items()}
+            step = energy.euler_step(network, adapted, support_x, support_y, self.loss, self.adapt_lr)
+            adapted = {name: p + step[name] for name, p in adapted.items()}
         return lambda x: network(adapted, x)

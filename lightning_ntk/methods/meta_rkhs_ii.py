@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_ntk.energy import meta_rkhs_ii as energy
+from lightning_ntk.energy.tasks import check_tasks_per_chunk
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.ntk.flow import Approximation, check_flow_settings
 from lightning_ntk.ntk.jacobian import functional
@@ -38,14 +38,13 @@ class MetaRKHSII(MetaLearner):
         approximation: Approximation = "exact",
         ridge: float = 0.0,
         rank_tolerance: float = 1e-6,
-        tasks_per_chunk: int = 1,
+        tasks_per_chunk: int = 4,
         lr: float = 1e-2,
     ) -> None:
         super().__init__(network, spec, lr=lr)
         t = float(t)
         check_flow_settings(t, approximation, ridge)
-        if tasks_per_chunk < 1:
-            raise ConfigError(f"method.tasks_per_chunk must be at least 1, but got {tasks_per_chunk}.")
+        check_tasks_per_chunk(tasks_per_chunk)
         coupled = getattr(network, "couples_examples", True)
         self.how = energy.ClosedForm(t, approximation, ridge, coupled, rank_tolerance)
         self.tasks_per_chunk = tasks_per_chunk
