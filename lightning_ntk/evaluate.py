@@ -82,7 +82,8 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str) -> Path:
     if trainer.is_global_zero:
         run_folder.create(folder, config, [])
         write_results(folder, result)
-        report(result, folder)
+        report(result)
+        sys.stdout.write(f"{folder}\n")
     return folder
 
 

@@ -98,8 +98,8 @@ def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
         folder = Path(config.run_dir).expanduser().resolve()
         if (folder / CONFIG_FILE).exists():
             raise ConfigError(
-                f"run_dir={config.run_dir} already holds a run. Go on with it by ckpt={config.run_dir}, or name "
-                "another."
+                f"run_dir={config.run_dir} already holds a run. Go on with it by ckpt={config.run_dir}, "
+                "delete it, or name another."
             )
     else:
         stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -69,14 +70,16 @@ def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | Non
         if method.meta_trains:
             resume_from = None if checkpoint is None else str(checkpoint.file)
             trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        else:
-            last.save_checkpoint_of(trainer, method)
+        elif trainer.is_global_zero:
+            save_untrained(method, last.file)
         if config.test:
             chosen = best if best is not None and method.meta_trains and config.test_checkpoint == "best" else last
             result = run_test(trainer, method, data, config, chosen.file)
             if trainer.is_global_zero:
                 write_results(folder, result)
-                report(result, folder)
+                report(result)
+        if trainer.is_global_zero:
+            sys.stdout.write(f"{folder}\n")
     except SystemExit:  # How Lightning ends on Ctrl+C.
         if not trainer.interrupted:
             raise
@@ -133,10 +136,11 @@ class RunCheckpoint(ModelCheckpoint):
         )
         self.file = folder / "checkpoints" / f"{name}.ckpt"
 
-    def save_checkpoint_of(self, trainer: pl.Trainer, method: MetaLearner) -> None:
-        """Save a method that needs no training."""
-        trainer.strategy.connect(method)
-        trainer.save_checkpoint(self.file)
+
+def save_untrained(method: MetaLearner, file: Path) -> None:
+    """Save a method that needs no training, so that it can be evaluated like any other."""
+    file.parent.mkdir(exist_ok=True)
+    torch.save({"state_dict": method.state_dict(), "global_step": 0, "run": method.run}, file)
 
 
 def checkpoint_callbacks(folder: Path, data: pl.LightningDataModule) -> tuple[RunCheckpoint | None, RunCheckpoint]:
@@ -152,12 +156,10 @@ def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: lis
     """Lightning's Trainer with what this framework decides for it."""
     settings = plain(config.trainer)
     devices = settings.get("devices")
-    if settings.get("accelerator") == "cpu" and isinstance(devices, int) and devices > (os.cpu_count() or 1):
-        raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")
     if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
         settings["strategy"] = "ddp"
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **settings,
             max_epochs=config.steps // config.val_every,
             limit_val_batches=1.0 if data.has_split("val") else 0,
@@ -172,6 +174,10 @@ def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: lis
     except (MisconfigurationException, ValueError, TypeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"trainer settings: {reason} (trainer.devices={devices}, see trainer.*)") from error
+    # Lightning counts the GPUs; on CPUs it would start any number of processes.
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
+        raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")
+    return trainer
 
 
 def run_test(
@@ -203,8 +209,8 @@ def run_test(
     )
 
 
-def report(result: RunResult, folder: Path) -> None:
-    """Say how it went and where it is."""
+def report(result: RunResult) -> None:
+    """Say how it went."""
     for name, values in result.episodes.items():
         mean, half_width = mean_and_ci95(values)
         shown = (
@@ -213,7 +219,6 @@ def report(result: RunResult, folder: Path) -> None:
             else f"{mean:.4f} ± {half_width:.4f}"
         )
         sys.stdout.write(f"{result.method} on {result.data}: {name} {shown} over {len(values)} episodes\n")
-    sys.stdout.write(f"{folder}\n")
 
 
 def choice_name(config: DictConfig) -> str:

@@ -179,6 +179,7 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
         (["method=meta_rkhs_i", "method.alpha=nan"], r"method\.alpha"),
         (["network=conv4"], r"network=mlp"),
         (["trainer.devices=1000"], r"trainer\.devices=1000"),
+        (["trainer.devices=1000", "trainer.accelerator=auto"], r"trainer\.devices=1000"),
         (["trainer.accelerator=gpu"], r"trainer"),
         (["trainer.precision=12"], r"trainer"),
         (["data.shots=0"], r"data\.shots"),

@@ -1,5 +1,6 @@
 """Meta-RKHS-II: adaptation by gradient flow in the RKHS of the network's NTK, solved in closed form."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,21 +58,27 @@ class MetaRKHSII(MetaLearner):
 
     def meta_loss(self, episodes: Episode) -> Tensor:
         network, params = functional(self.network)
-        loss, gradient = energy.meta_gradient(
-            network,
-            params,
-            episodes.support_x,
-            self.regression_targets(episodes.support_y),
-            episodes.query_x,
-            self.regression_targets(episodes.query_y),
-            F.mse_loss,
-            self.how,
-            tasks_per_chunk=self.tasks_per_chunk,
-        )
+        with self._full_precision():
+            loss, gradient = energy.meta_gradient(
+                network,
+                params,
+                episodes.support_x,
+                self.regression_targets(episodes.support_y),
+                episodes.query_x,
+                self.regression_targets(episodes.query_y),
+                F.mse_loss,
+                self.how,
+                tasks_per_chunk=self.tasks_per_chunk,
+            )
         return energy.with_gradient(loss, params, gradient)
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         network, params = functional(self.network)
         params = {name: p.detach() for name, p in params.items()}
-        tangent = energy.adapt(network, params, support_x, self.regression_targets(support_y), self.how)
+        with self._full_precision():
+            tangent = energy.adapt(network, params, support_x, self.regression_targets(support_y), self.how)
         return lambda x: energy.adapted_outputs(network, params, tangent, x)
+
+    def _full_precision(self) -> torch.autocast:
+        """Jacobians and kernels of half-precision numbers are conditioned too badly to be solved with."""
+        return torch.autocast(self.device.type, enabled=False)

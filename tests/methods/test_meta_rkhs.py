@@ -43,6 +43,18 @@ def test_tasks_per_chunk_changes_nothing_but_speed(chunk):
     assert torch.allclose(losses[0][1], losses[1][1], atol=1e-4 * losses[0][1].abs().max())
 
 
+def test_meta_rkhs_ii_solves_in_full_precision_under_autocast():
+    episodes = tasks("classification")
+    task = next(iter(episodes))
+    method = make("meta_rkhs_ii", "classification")
+    expected = method.meta_loss(episodes), method.adapt(task.support_x, task.support_y)(task.query_x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert method.network(task.query_x).dtype == torch.bfloat16
+        assert torch.equal(method.meta_loss(episodes), expected[0])
+        predictor = method.adapt(task.support_x, task.support_y)
+    assert torch.equal(predictor(task.query_x), expected[1])
+
+
 def test_an_energy_that_runs_away_stops_with_a_clear_error():
     method = make("meta_rkhs_i", "regression")
     method.energy, method.alpha = "literal", 1.0
