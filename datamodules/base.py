@@ -90,7 +90,7 @@ class EpisodicDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def content_hash(self) -> str:
-        """Identifies the data's content, where there is any."""
+        """Identifies the test split's content, where there is any."""
         return ""
 
     def has_split(self, split: str) -> bool:
@@ -104,9 +104,9 @@ class EpisodicDataModule(pl.LightningDataModule):
         seed = self.seed if split == "train" else self.eval_seed
         return np.random.default_rng([seed, SPLITS.index(split), epoch, index])
 
-    def episode_ids(self, split: str = "test") -> str:
-        """SHA-256 that identifies the evaluation episodes: equal for two runs exactly when they saw the same tasks."""
-        identity = [split, self.episodes[split], self.eval_seed, self.task_settings(), self.content_hash()]
+    def episode_ids(self) -> str:
+        """SHA-256 that identifies the test episodes: equal for two runs exactly when their test tasks are the same."""
+        identity = [self.episodes["test"], self.eval_seed, self.task_settings(), self.content_hash()]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def train_dataloader(self) -> DataLoader:

@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     config = compose_config("train", overrides, command.config_folder)
     if checkpoint is not None:
         run_folder.check_same_model(checkpoint, config, "ckpt")
+        check_same_epochs(checkpoint, config)
     train(config, overrides, checkpoint)
 
 
@@ -59,7 +60,7 @@ def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | Non
     callbacks = [instantiate(entry, f"callbacks.{name}") for name, entry in config.callbacks.items()]
     best, last = checkpoint_callbacks(folder, data)
     trainer = build_trainer(config, data, loggers, [*callbacks, *([best] if best else []), last])
-    if trainer.is_global_zero and not resumed:
+    if trainer.is_global_zero:
         run_folder.create(folder, config, overrides)
     if config.logger.wandb is not None:
         tracker = wandb_logger(config.logger.wandb, folder, method=method_name, data=data_name, seed=config.seed)
@@ -108,6 +109,15 @@ def check_steps(config: DictConfig) -> None:
         )
     if config.test_checkpoint not in ("best", "last"):
         raise ConfigError(f"test_checkpoint must be 'best' or 'last', but got {config.test_checkpoint!r}.")
+
+
+def check_same_epochs(checkpoint: Checkpoint, config: DictConfig) -> None:
+    """Raise `ConfigError` when the meta-epochs that a checkpoint counts would change their length."""
+    if config.val_every != checkpoint.config["val_every"]:
+        raise ConfigError(
+            f"val_every={config.val_every} differs from the run's {checkpoint.config['val_every']}: it sets the length "
+            "of the epochs that the run has counted, so it cannot change in the middle. Leave val_every= out."
+        )
 
 
 def build_data(config: DictConfig) -> pl.LightningDataModule:
@@ -201,7 +211,7 @@ def run_test(
         seed=config.seed,
         metrics=measured,
         episodes={f"test/{name}": values for name, values in method.scores.items()},
-        episode_ids=data.episode_ids("test"),
+        episode_ids=data.episode_ids(),
         task=data.task_settings(),
         timings=timings,
         versions=package_versions(),

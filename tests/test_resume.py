@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from test_train import TINY, TINY_SINE, run
 
 from lightning_ntk import train
@@ -76,6 +77,7 @@ def test_training_for_longer_continues_where_a_run_ended():
     for key, value in parameters("whole").items():
         assert torch.equal(value, parameters("short")[key])
     assert read_results(Path("short")).episodes == read_results(Path("whole")).episodes
+    assert OmegaConf.load("short/config.yaml").steps == 8
 
 
 def test_timings_go_on_after_a_resume():
@@ -89,6 +91,7 @@ def test_timings_go_on_after_a_resume():
     ("overrides", "message"),
     [
         (["method=maml"], r"checkpoint of MetaRKHSII, but method=MAML"),
+        (["val_every=2"], r"val_every=2 differs from the run's 1"),
         (["network.hidden=[7]"], r"another network \(network\.hidden: \[40, 40\] there, \[7\] asked\)"),
     ],
 )
