@@ -45,17 +45,18 @@ class MAML(MetaLearner):
     def meta_loss(self, episodes: Episode) -> Tensor:
         losses = []
         for task in episodes:
-            learner = self._inner_loop(task.support_x, task.support_y, self.adapt_steps, self.first_order)
+            learner = self.inner_loop(self.network, task.support_x, task.support_y, self.adapt_steps, self.first_order)
             losses.append(self.loss(learner(task.query_x), task.query_y))
         return torch.stack(losses).mean()
 
     @torch.enable_grad()
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         # Nobody differentiates through the inner steps here.
-        return self._inner_loop(support_x, support_y, self.test_adapt_steps, first_order=True)
+        return self.inner_loop(self.network, support_x, support_y, self.test_adapt_steps, first_order=True)
 
-    def _inner_loop(self, support_x: Tensor, support_y: Tensor, steps: int, first_order: bool) -> nn.Module:
-        learner = self._algorithm(self.network, lr=self.inner_lr, first_order=first_order).clone()
+    def inner_loop(self, module: nn.Module, x: Tensor, y: Tensor, steps: int, first_order: bool) -> nn.Module:
+        """A clone of a module after gradient steps on the loss of its outputs for x `[n, ...]` with targets y."""
+        learner = self._algorithm(module, lr=self.inner_lr, first_order=first_order).clone()
         for _ in range(steps):
-            learner.adapt(self.loss(learner(support_x), support_y))
+            learner.adapt(self.loss(learner(x), y))
         return learner
