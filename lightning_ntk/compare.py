@@ -1,20 +1,20 @@
 """`lightning-ntk compare RUN RUN ...`: runs that saw the same test episodes, in one table and one figure."""
 
-import csv
 import dataclasses
-import os
+import json
+import math
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from lightning_ntk.comparison_table import Row, markdown, show, write_csv
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.figures import learning_curves
 from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
 from lightning_ntk.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
+
+# Settings that may differ between the runs of one mean: where a run lies and what it reports to.
+OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
 
 HELP = """usage: lightning-ntk compare RUN [RUN ...] [baseline=NAME] [out=FOLDER]
 
@@ -22,7 +22,8 @@ Compare runs that were tested on the same episodes: one table (also as Markdown 
 A RUN is a run folder, or a folder in which run folders are found.
 
   baseline=NAME   a method, or a run's name in the table: adds the paired difference to it, episode by episode
-  out=FOLDER      where comparison.md, comparison.csv and figures/ go (default: the folder that holds the runs)
+  out=FOLDER      where comparison.md, comparison.csv and figures/ go
+                  (default: the folder of runs, where one is given, else ./runs/comparison)
 
 Examples:
   lightning-ntk compare runs/demo baseline=maml
@@ -37,22 +38,6 @@ class Entry:
     name: str
     folder: Path
     result: RunResult
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table. Scores are fractions or mean squared errors, times in seconds, memory in MiB."""
-
-    name: str
-    runs: int
-    score: float
-    ci95: float
-    difference: float | None
-    difference_ci95: float | None
-    meta_step_s: float | None
-    fit_s: float | None
-    peak_mib: float | None
-    is_baseline: bool
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,24 +61,34 @@ def main(argv: list[str] | None = None) -> None:
 def compare(paths: Sequence[Path], baseline: str | None = None, out: Path | None = None) -> list[Row]:
     """Compare runs; prints the table, writes comparison.md, comparison.csv and the figure, and returns the rows."""
     entries = find_runs(paths)
-    check_same_episodes(entries)
     metric = next(iter(entries[0].result.episodes)).removeprefix("test/")
+    check_same_episodes(entries, metric)
     rows = table_rows(entries, metric, baseline)
-    folder = out or common_folder([entry.folder for entry in entries])
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, metric, folder / "comparison.csv")
-    (folder / "comparison.md").write_text(markdown(rows, metric, entries[0].result), encoding="utf-8")
-    figure = learning_curves(
-        [(entry.name, entry.folder) for entry in entries],
-        metric,
-        [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.timings.get("fit_s")],
-        folder / "figures" / "learning_curves.png",
-    )
+    folder = out or default_folder(paths)
+    try:
+        figure = write_files(entries, rows, metric, folder)
+    except OSError as error:
+        raise ConfigError(f"out={folder} cannot be written: {error}. Name another folder by out=.") from error
     show(rows, metric, entries[0].result)
     for file in (folder / "comparison.md", folder / "comparison.csv", figure):
         if file is not None:
             sys.stdout.write(f"{file}\n")
     return rows
+
+
+def write_files(entries: Sequence[Entry], rows: Sequence[Row], metric: str, folder: Path) -> Path | None:
+    """Write the table as Markdown and CSV, and the figure; returns the figure's file where there are curves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(rows, metric, folder / "comparison.csv")
+    (folder / "comparison.md").write_text(markdown(rows, metric, entries[0].result), encoding="utf-8")
+    # The runs of one mean share a label, and so a colour.
+    labels = [(group_name(group, entries), entry.folder) for group in groups_of_seeds(entries) for entry in group]
+    return learning_curves(
+        labels,
+        metric,
+        [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.timings.get("fit_s")],
+        folder / "figures" / "learning_curves.png",
+    )
 
 
 def find_runs(paths: Sequence[Path]) -> list[Entry]:
@@ -128,11 +123,18 @@ def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[
     return names
 
 
-def check_same_episodes(entries: Sequence[Entry]) -> None:
+def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
     """Raise `ConfigError`, saying what differs, unless all runs were tested on the same episodes."""
     first = entries[0]
     for entry in entries[1:]:
         if entry.result.episode_ids == first.result.episode_ids:
+            here, there = (len(e.result.episodes[f"test/{metric}"]) for e in (first, entry))
+            if here != there:
+                raise ConfigError(
+                    f"{first.name} ({first.folder}) was tested on {here} episodes, {entry.name} ({entry.folder}) on "
+                    f"{there} of the same: a limit such as trainer.limit_test_batches was set. Test one of them again "
+                    "with `lightning-ntk evaluate`."
+                )
             continue
         ours, theirs = first.result.task, entry.result.task
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
@@ -145,15 +147,35 @@ def check_same_episodes(entries: Sequence[Entry]) -> None:
 
 
 def table_rows(entries: Sequence[Entry], metric: str, baseline: str | None) -> list[Row]:
-    """One row a run, best first, then one row for each method with several runs: the mean of its runs."""
+    """One row a run, best first, then one row for each set of runs that differ in their seed alone: their mean."""
     reference = find_baseline(entries, baseline)
-    rows = [make_row([entry], metric, reference) for entry in entries]
-    by_method = sorted(entries, key=lambda entry: entry.result.method)
-    for _, group in groupby(by_method, key=lambda entry: entry.result.method):
-        members = list(group)
-        if len(members) > 1:
-            rows.append(make_row(members, metric, reference))
-    return sorted(rows, key=lambda row: (row.runs > 1, -row.score if metric == "accuracy" else row.score))
+    groups = [[entry] for entry in entries] + [group for group in groups_of_seeds(entries) if len(group) > 1]
+    rows = [make_row(group_name(group, entries), group, metric, reference) for group in groups]
+    sign = -1 if metric == "accuracy" else 1
+    # NaN, the score of a run that diverged, has no order: it goes last.
+    return sorted(rows, key=lambda row: (row.runs > 1, math.isnan(row.score), sign * row.score))
+
+
+def groups_of_seeds(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The runs, those of one method and the same settings together: what differs between them is the seed."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN}
+        config["data"] = {key: value for key, value in config.get("data", {}).items() if key != "seed"}
+        settings = json.dumps([entry.result.method, config], sort_keys=True)
+        groups.setdefault(settings, []).append(entry)
+    return list(groups.values())
+
+
+def group_name(group: Sequence[Entry], entries: Sequence[Entry]) -> str:
+    """The name of one run, or of the mean over several: with their folders where the method has other runs too."""
+    if len(group) == 1:
+        return group[0].name
+    method, seeds = group[0].result.method, {entry.result.seed for entry in group}
+    what = f"{len(seeds)} seeds" if len(seeds) == len(group) else f"{len(group)} runs"
+    has_others = sum(entry.result.method == method for entry in entries) > len(group)
+    folders = f" ({', '.join(entry.folder.name for entry in group)})" if has_others else ""
+    return f"{method}, mean over {what}{folders}"
 
 
 def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]:
@@ -161,14 +183,19 @@ def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]
     if baseline is None:
         return []
     named = [e for e in entries if e.name == baseline] or [e for e in entries if e.result.method == baseline]
-    named = named or [e for e in entries if Path(baseline).resolve() == e.folder]
+    named = named or [e for e in entries if Path(baseline).expanduser().resolve() == e.folder]
     if not named:
         names = sorted({e.name for e in entries} | {e.result.method for e in entries})
-        raise ConfigError(f"baseline={baseline} is none of the runs.{nearest_name(baseline, names)} Runs: {names}.")
+        raise ConfigError(
+            f"baseline={baseline} is none of the runs.{nearest_name(baseline, names)} Runs: {', '.join(names)}."
+        )
+    if len(groups_of_seeds(named)) > 1:
+        names = ", ".join(repr(e.name) for e in named)
+        raise ConfigError(f"baseline={baseline} stands for runs of different settings. Name one of them: {names}.")
     return named
 
 
-def make_row(members: Sequence[Entry], metric: str, reference: Sequence[Entry]) -> Row:
+def make_row(name: str, members: Sequence[Entry], metric: str, reference: Sequence[Entry]) -> Row:
     """A row for one run, or for the mean over several: scores are averaged episode by episode first."""
     scores = mean_scores(members, metric)
     score, ci95 = mean_and_ci95(scores)
@@ -176,9 +203,8 @@ def make_row(members: Sequence[Entry], metric: str, reference: Sequence[Entry]) 
     difference = difference_ci95 = None
     if reference and not is_baseline:
         difference, difference_ci95 = paired_difference(scores, mean_scores(reference, metric))
-    method = members[0].result.method
     return Row(
-        name=members[0].name if len(members) == 1 else f"{method}, mean of {len(members)} runs",
+        name=name,
         runs=len(members),
         score=score,
         ci95=ci95,
@@ -197,75 +223,14 @@ def mean_scores(members: Sequence[Entry], metric: str) -> list[float]:
     return [sum(values) / len(values) for values in zip(*per_run, strict=True)]
 
 
-def cells(rows: Sequence[Row], metric: str) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the table, as text."""
-    percent = metric == "accuracy"
-
-    def score(value: float, half_width: float, sign: str = "") -> str:
-        if percent:
-            return f"{100 * value:{sign}.2f} ± {100 * half_width:.2f}"
-        return f"{value:{sign}.4f} ± {half_width:.4f}"
-
-    def number(value: float | None, form: str) -> str:
-        return "" if not value or value != value else format(value, form)
-
-    with_baseline = any(row.is_baseline for row in rows)
-    header = ["method", "accuracy, %" if percent else "mean squared error"]
-    header += ["difference to baseline"] if with_baseline else []
-    header += ["s a meta-step", "s of training", "peak memory, MiB"]
-    body = []
-    for row in rows:
-        line = [row.name, score(row.score, row.ci95)]
-        if row.is_baseline:
-            line.append("baseline")
-        elif with_baseline:
-            line.append(score(row.difference, row.difference_ci95, "+"))
-        line += [number(row.meta_step_s, ".3f"), number(row.fit_s, ".0f"), number(row.peak_mib, ".0f")]
-        body.append(line)
-    return header, body
-
-
-def caption(result: RunResult) -> str:
-    """What was tested, in words."""
-    settings = ", ".join(f"{key} {value}" for key, value in result.task.items() if key != "data")
-    return f"{result.task.get('data', result.data)}: {settings}. Intervals are 95 %, over episodes."
-
-
-def markdown(rows: Sequence[Row], metric: str, result: RunResult) -> str:
-    """The table in Markdown."""
-    header, body = cells(rows, metric)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(result)}\n"
-
-
-def show(rows: Sequence[Row], metric: str, result: RunResult) -> None:
-    """Print the table."""
-    header, body = cells(rows, metric)
-    table = Table(caption=caption(result), caption_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for line in body:
-        table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
-def write_csv(rows: Sequence[Row], metric: str, file: Path) -> None:
-    """The table's numbers, unrounded."""
-    names = [field.name for field in dataclasses.fields(Row)]
-    with file.open("w", newline="", encoding="utf-8") as target:
-        writer = csv.writer(target)
-        writer.writerow(["metric", *names])
-        for row in rows:
-            writer.writerow([metric, *dataclasses.astuple(row)])
-
-
-def common_folder(folders: Sequence[Path]) -> Path:
-    """The deepest folder that holds all runs."""
-    return Path(os.path.commonpath([folder.parent for folder in folders]))
+def default_folder(paths: Sequence[Path]) -> Path:
+    """Where a comparison goes: into the folder of runs, where one is given, else into ./runs/comparison."""
+    is_folder_of_runs = len(paths) == 1 and not (paths[0] / FILE_NAME).exists()
+    return paths[0].resolve() if is_folder_of_runs else Path.cwd() / "runs" / "comparison"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: distinct with any colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-MARKERS = "osD^vPX*"
+# Okabe and Ito's palette, distinct with any colour vision; its yellow is left out, being faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+# For more labels than colours.
+LINES = ("-", "--", ":", "-.")
 
-# (label, run folder), one for each curve.
+# (label, run folder), one for each curve; curves of one label, such as the seeds of a method, look the same.
 Run = tuple[str, Path]
 
 
@@ -45,12 +47,17 @@ def learning_curves(
         return None
     figure = Figure(figsize=(11, 4), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
-    for number, (label, steps, seconds, values) in enumerate(curves):
+    drawn: list[str] = []
+    for label, steps, seconds, values in curves:
+        is_new = label not in drawn
+        drawn += [label] if is_new else []
+        number = drawn.index(label)
         style = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": LINES[number // len(COLOURS) % len(LINES)],
             "markersize": 5,
-            "label": label,
+            "label": label if is_new else "_again",  # The legend leaves out what starts with "_".
         }
         scores = [factor * value for value in values]
         over_steps.plot(steps, scores, **style)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,15 @@ class RunResult:
 
 
 def write_results(folder: Path, result: RunResult) -> Path:
-    """Write results.json into a folder, whole or not at all."""
+    """Write results.json into a folder, whole or not at all.
+
+    It is strict JSON, which has no NaN: a number that is not finite becomes null (a run without training has no
+    `meta_step_s`), in the config a string ("inf").
+    """
     file = folder / FILE_NAME
-    text = json.dumps(dataclasses.asdict(result), indent=1, allow_nan=True)
+    content = dataclasses.asdict(result)
+    config = _replace_non_finite(content.pop("config"), str)
+    text = json.dumps({**_replace_non_finite(content, lambda _: None), "config": config}, indent=1, allow_nan=False)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, file)
@@ -56,7 +63,7 @@ def write_results(folder: Path, result: RunResult) -> Path:
 
 
 def read_results(folder: Path) -> RunResult:
-    """Read a run folder's results.json.
+    """Read a run folder's results.json; a number that was not finite comes back as NaN.
 
     Raises:
         DataError: it is not there, is not JSON, has another schema version, or lacks fields.
@@ -78,6 +85,10 @@ def read_results(folder: Path) -> RunResult:
     missing = sorted(names - content.keys())
     if missing:
         raise DataError(f"{file} lacks the fields {', '.join(missing)}: it was not written by lightning_ntk.")
+    for numbers in (content["metrics"], content["timings"]):
+        numbers.update({name: math.nan for name, value in numbers.items() if value is None})
+    for name, values in content["episodes"].items():
+        content["episodes"][name] = [math.nan if value is None else value for value in values]
     return RunResult(**{name: content[name] for name in names})
 
 
@@ -106,3 +117,12 @@ def mean_and_ci95(values: list[float]) -> tuple[float, float]:
 def paired_difference(scores: list[float], baseline: list[float]) -> tuple[float, float]:
     """Mean of `scores - baseline` over the same episodes, and the half-width of its 95 % interval."""
     return mean_and_ci95([a - b for a, b in zip(scores, baseline, strict=True)])
+
+
+def _replace_non_finite(value: Any, stand_in: Callable[[float], str | None]) -> Any:
+    """A copy of nested dicts and lists, with something in the place of each NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(item, stand_in) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(item, stand_in) for item in value]
+    return stand_in(value) if isinstance(value, float) and not math.isfinite(value) else value

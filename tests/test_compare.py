@@ -1,14 +1,15 @@
 """The comparison of runs: the numbers, what may be compared, and the files it writes."""
 
 import csv
-import dataclasses
+import math
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from lightning_ntk import compare
-from lightning_ntk.errors import ConfigError, DataError
-from lightning_ntk.results import RunResult, read_results, write_results
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.results import RunResult, write_results
 
 TASK = {"data": "Glyphs", "ways": 5, "shots": 1, "queries": 15}
 SCORES = {"maml": [0.5, 0.7, 0.6, 0.6], "meta_rkhs_ii": [0.6, 0.9, 0.7, 0.8], "anil": [0.5, 0.6, 0.6, 0.5]}
@@ -97,10 +98,118 @@ def test_several_seeds_get_a_row_for_their_mean(runs):
     write_run("seeds/two", "maml", [0.7, 0.7, 0.8, 0.6], seed=2)
     write_run("seeds/three", "anil", [0.6, 0.7, 0.7, 0.6], seed=1)
     rows = compare.compare([Path("seeds")], baseline="maml")
-    assert [row.name for row in rows] == ["maml seed 2", "anil seed 1", "maml seed 1", "maml, mean of 2 runs"]
+    assert [row.name for row in rows] == ["maml seed 2", "anil seed 1", "maml seed 1", "maml, mean over 2 seeds"]
     assert rows[-1].score == pytest.approx(0.65)
     assert rows[-1].is_baseline
     assert rows[1].difference == pytest.approx(0.0)
+
+
+def test_runs_of_different_settings_are_never_averaged(runs, capsys):
+    for t in (1.0, 10.0):
+        for seed in (0, 1):
+            config = {"seed": seed, "run_dir": f"{seed}", "method": {"t": t}, "data": {"seed": seed, "ways": 5}}
+            write_run(f"flows/t{t:.0f}_{seed}", "meta_rkhs_ii", [t / 20, 0.2, 0.3], seed=seed, config=config)
+    rows = compare.compare([Path("flows")])
+    assert [(row.name, row.runs) for row in rows[4:]] == [
+        ("meta_rkhs_ii, mean over 2 seeds (t10_0, t10_1)", 2),
+        ("meta_rkhs_ii, mean over 2 seeds (t1_0, t1_1)", 2),
+    ]
+    with pytest.raises(ConfigError, match=r"baseline=meta_rkhs_ii stands for runs of different settings.*t1_0"):
+        compare.compare([Path("flows")], baseline="meta_rkhs_ii")
+    by_name = compare.compare([Path("flows")], baseline="meta_rkhs_ii t1_0")
+    assert [row.name for row in by_name if row.is_baseline] == ["meta_rkhs_ii t1_0"]
+
+
+def test_repeats_of_one_seed_are_called_runs(runs):
+    write_run("twice/a", "maml", [0.5, 0.7])
+    write_run("twice/b", "maml", [0.7, 0.7])
+    rows = compare.compare([Path("twice")], baseline="maml")
+    assert [(row.name, row.is_baseline) for row in rows] == [
+        ("maml b", False),
+        ("maml a", False),
+        ("maml, mean over 2 runs", True),
+    ]
+
+
+def test_mean_squared_errors_are_sorted_upwards_and_nan_comes_last():
+    for method, scores in {"anil": [0.3, 0.5], "maml": [math.nan, 1.0], "meta_rkhs_ii": [0.01, 0.03]}.items():
+        metrics = {"test/mse": sum(scores) / 2, "memory/peak_mib": 1.0}
+        write_run(f"sine/{method}", method, scores, episodes={"test/mse": scores}, metrics=metrics)
+    rows = compare.compare([Path("sine")], baseline="anil")
+    assert [row.name for row in rows] == ["meta_rkhs_ii", "anil", "maml"]
+    assert "| meta_rkhs_ii | 0.0200 ± 0.0196 | -0.3800 ± " in Path("sine/comparison.md").read_text()
+
+
+def test_runs_tested_on_fewer_of_the_episodes_are_refused(runs):
+    write_run("short", "maml", [0.5, 0.7], episode_ids="a" * 64)
+    with pytest.raises(ConfigError, match=r"was tested on 4 episodes, .*short\) on 2 of the same"):
+        compare.compare([runs, Path("short")])
+
+
+def test_a_run_without_training_has_no_times_and_is_a_line_in_the_figure(runs, capsys, monkeypatch):
+    drawn = keep_figures(monkeypatch)
+    timings = {"meta_step_s": math.nan, "fit_s": 0.0, "test_s": 3.0}
+    write_run("all/from_scratch", "from_scratch", [0.3, 0.3, 0.3, 0.2], curve=(), timings=timings)
+    rows = compare.compare([runs])
+    assert rows[-1].meta_step_s is None
+    assert "| from_scratch | 27.50 ± 4.90 |  |  | 1000 |" in Path("all/comparison.md").read_text()
+    for axes in drawn[0].axes:
+        (line,) = (line for line in axes.get_lines() if line.get_label() == "from_scratch (test)")
+        assert line.get_ydata() == pytest.approx([27.5, 27.5])
+
+
+def keep_figures(monkeypatch) -> list[Figure]:
+    """The figures that are saved from now on."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    return figures
+
+
+def test_the_curves_are_what_metrics_csv_holds(runs, monkeypatch):
+    drawn = keep_figures(monkeypatch)
+    compare.compare([runs])
+    over_steps, over_seconds = drawn[0].axes
+    for axes, places in ((over_steps, [50, 100]), (over_seconds, [10.0, 20.0])):
+        lines = axes.get_lines()
+        assert [line.get_label() for line in lines] == ["anil", "maml", "meta_rkhs_ii"]
+        assert len({line.get_color() for line in lines}) == 3
+        for line in lines:
+            assert line.get_xdata() == pytest.approx(places)
+            assert line.get_ydata() == pytest.approx([40, 60])
+    # The legend stands beside the curves, not over them.
+    legend, right = drawn[0].legends[0].get_window_extent(), over_seconds.get_window_extent().x1
+    assert legend.x0 >= right
+
+
+def test_seeds_share_a_colour_and_ten_methods_differ_in_looks(monkeypatch):
+    drawn = keep_figures(monkeypatch)
+    for seed in (1, 2):
+        write_run(f"seeds/maml{seed}", "maml", [0.5], seed=seed)
+    for k in range(9):
+        write_run(f"seeds/other{k}", f"other{k}", [0.5])
+    compare.compare([Path("seeds")])
+    lines = drawn[0].axes[0].get_lines()
+    looks = [(line.get_color(), line.get_linestyle()) for line in lines]
+    assert looks[0] == looks[1]
+    assert len(set(looks)) == 10
+    assert len(drawn[0].legends[0].get_texts()) == 10
+
+
+def test_the_files_go_into_the_folder_of_runs_or_beside_the_other_runs(runs):
+    write_run("far/away/maml", "maml", SCORES["maml"])
+    compare.compare([runs / "anil", Path("far/away/maml")])
+    assert Path("runs/comparison/comparison.csv").exists()
+    compare.compare([runs])
+    assert Path("all/comparison.csv").exists()
+    Path("file").write_text("")
+    with pytest.raises(ConfigError, match="out=file cannot be written"):
+        compare.compare([runs], out=Path("file"))
+
+
+def test_square_brackets_in_a_folder_are_shown(runs, capsys):
+    write_run("all/[red]maml", "maml", SCORES["maml"])
+    compare.compare([runs])
+    assert "maml [red]maml" in capsys.readouterr().out
 
 
 def test_runs_may_be_named_one_by_one_and_evaluations_are_not_runs(runs):
@@ -131,33 +240,3 @@ def test_the_command_line(runs, capsys):
     Path("empty").mkdir()
     with pytest.raises(ConfigError, match="No finished run"):
         compare.main(["empty"])
-
-
-def test_results_come_back_as_they_were_written():
-    write_run("run", "maml", SCORES["maml"])
-    assert read_results(Path("run")) == result("maml", SCORES["maml"])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "holds no results.json"),
-        ("{", "cannot be read as JSON"),
-        ('{"schema_version": 2}', "schema_version 2, but this version of lightning_ntk reads 1"),
-        ("[]", "schema_version None"),
-        ('{"schema_version": 1, "method": "maml"}', "lacks the fields config, data, episode_ids"),
-    ],
-)
-def test_results_that_cannot_be_read_are_explained(text, message):
-    Path("run").mkdir()
-    if text is not None:
-        Path("run/results.json").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_results(Path("run"))
-
-
-def test_the_result_has_exactly_the_published_fields():
-    assert {field.name for field in dataclasses.fields(RunResult)} == {
-        *("schema_version", "method", "data", "seed", "metrics", "episodes", "episode_ids"),
-        *("task", "timings", "versions", "config"),
-    }
