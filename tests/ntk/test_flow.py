@@ -81,18 +81,18 @@ def test_the_derivative_is_right_even_where_eigenvalues_coincide(eigenvalues, t,
     assert torch.autograd.gradcheck(flow, (factor, r), eps=1e-6, atol=1e-5 * max(1.0, min(t, 100.0)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("exponent", [-12, -9, -6, -4, -3, -2])
-def test_divided_differences_keep_their_digits_between_close_eigenvalues(exponent):
+@pytest.mark.parametrize("gap", [1e-12, 1e-9, 1e-6, 1e-4, 7e-4, 1e-3, 1e-2])
+def test_divided_differences_keep_their_digits_between_close_eigenvalues(gap):
     # <G, dH> along the direction that separates the two eigenvectors is phi's divided difference: compare with the
     # mean-value form, an integral that has no cancellation.
-    gap, t, lam = 10.0**exponent, 2.0, 0.8
+    t, lam = 2.0, 0.8
     kernel = torch.diag(torch.tensor([lam, lam + gap], dtype=torch.float64))
     e1, e2 = torch.eye(2, dtype=torch.float64)
     got = GradientFlow(kernel, t).adjoint(e1, e2)[0, 1].item() * 2
     nodes = torch.linspace(0, 1, 20_001, dtype=torch.float64)
     z = t * (lam + nodes * gap)
     derivative = t * t * (torch.exp(-z) * (z + 1) - 1) / z**2
-    assert got == pytest.approx(torch.trapezoid(derivative, nodes).item(), rel=1e-8)
+    assert got == pytest.approx(torch.trapezoid(derivative, nodes).item(), rel=1e-9)
 
 
 def test_a_batch_of_kernels_equals_one_after_the_other():
