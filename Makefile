@@ -4,18 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 # One folder a demo: its runs, the comparison and the figure.
-DEMO ?= runs/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
+ifndef DEMO
+DEMO := runs/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
+endif
 METHODS := meta_rkhs_i meta_rkhs_ii maml anil from_scratch
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format figures clean
+.PHONY: help install demo test lint format clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "Python >= 3.10 with the venv module is needed, but PYTHON=$(PYTHON) is not that. Try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "Python >= 3.10 is needed, but there is no $(PYTHON). Install it, or name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python >= 3.10 is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) lacks its venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"

@@ -81,8 +81,12 @@ def write_files(entries: Sequence[Entry], rows: Sequence[Row], metric: str, fold
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, metric, folder / "comparison.csv")
     (folder / "comparison.md").write_text(markdown(rows, metric, entries[0].result), encoding="utf-8")
-    # The runs of one mean share a label, and so a colour.
-    labels = [(group_name(group, entries), entry.folder) for group in groups_of_seeds(entries) for entry in group]
+    # The runs of one mean share a label, and so a colour; each is drawn for itself.
+    labels = [
+        (group_name(group, entries).replace(", mean over ", ", "), entry.folder)
+        for group in groups_of_seeds(entries)
+        for entry in group
+    ]
     return learning_curves(
         labels,
         metric,

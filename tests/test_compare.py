@@ -192,7 +192,9 @@ def test_seeds_share_a_colour_and_ten_methods_differ_in_looks(monkeypatch):
     looks = [(line.get_color(), line.get_linestyle()) for line in lines]
     assert looks[0] == looks[1]
     assert len(set(looks)) == 10
-    assert len(drawn[0].legends[0].get_texts()) == 10
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert len(names) == 10
+    assert names[0] == "maml, 2 seeds", "two curves, not their mean"
 
 
 def test_the_files_go_into_the_folder_of_runs_or_beside_the_other_runs(runs):
