@@ -3,9 +3,7 @@
 import dataclasses
 import sys
 
-from omegaconf import OmegaConf
-
-from lightning_ntk.config import compose_config, conf_folder, describe, groups
+from lightning_ntk.config import conf_folder, describe, groups
 from lightning_ntk.errors import ConfigError
 
 EXAMPLES = {
@@ -25,14 +23,15 @@ FLAGS = """  --cfg               print the composed configuration and stop
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """The overrides of a command line, and the user's own configuration folder."""
+    """The overrides of a command line, the user's own configuration folder, and whether only to show the config."""
 
     overrides: list[str]
     config_folder: str | None = None
+    show_config: bool = False
 
 
 def parse_command(name: str, argv: list[str] | None) -> Command | None:
-    """Split a command line; None when it asked for --help or --cfg, which are answered here."""
+    """Split a command line; None when it asked for --help, which is answered here."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
         sys.stdout.write(help_page(name))
@@ -42,8 +41,11 @@ def parse_command(name: str, argv: list[str] | None) -> Command | None:
         word = words.pop(0)
         if word == "--cfg":
             show = True
-        elif word.startswith("--config-dir"):
-            folder = word.partition("=")[2] or (words.pop(0) if words else "")
+        elif word.partition("=")[0] == "--config-dir":
+            folder = word.partition("=")[2] if "=" in word else next(iter(words), "")
+            words = words if "=" in word else words[1:]
+            if not folder:
+                raise ConfigError("--config-dir needs a folder: --config-dir PATH.")
         elif word in ("-m", "--multirun"):
             raise ConfigError(
                 f"{word} is not offered: several jobs in one process confuse each other's devices and loggers. Start "
@@ -53,10 +55,7 @@ def parse_command(name: str, argv: list[str] | None) -> Command | None:
             raise ConfigError(f"There is no option {word}. See lightning-ntk {name} --help.")
         else:
             overrides.append(word)
-    if show:
-        sys.stdout.write(OmegaConf.to_yaml(compose_config(name, overrides, folder)))
-        return None
-    return Command(overrides, folder)
+    return Command(overrides, folder, show)
 
 
 def help_page(name: str) -> str:

@@ -3,8 +3,12 @@
 Hydra's compose API is used rather than `@hydra.main`: see docs/ARCHITECTURE.md.
 """
 
+import collections.abc
 import inspect
 import re
+import types
+import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,14 @@ from lightning_ntk.errors import ConfigError, nearest_name
 
 # Folders that hold no choices of a config group.
 NOT_GROUPS = ("splits",)
+# The types that a setting's value is checked against, in words.
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
 
 
 def conf_folder() -> Path:
@@ -64,41 +76,61 @@ def compose_config(name: str, overrides: list[str], extra_folder: str | None = N
             raise ConfigError(f"--config-dir={extra_folder} is not a folder.")
         folders.append(extra)
         overrides.append(f"hydra.searchpath=[file://{extra}]")
-    check_choices(overrides, groups(folders))
+    chosen = check_choices(overrides, groups(folders))
+    try:
+        return _compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, name, chosen)) from error
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
     # A composition inside another program's Hydra application must not disturb it, nor be disturbed.
+    outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-            config = compose(config_name=name, overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, name)) from error
-    return config
+            return compose(config_name=name, overrides=overrides)
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
-def check_choices(overrides: list[str], known: dict[str, dict[str, str]]) -> None:
-    """Raise `ConfigError` for a group choice that does not exist, or an override that cannot be parsed."""
+def check_choices(overrides: list[str], known: dict[str, dict[str, str]]) -> list[str]:
+    """The overrides that choose from a group, or say where groups are.
+
+    Raises:
+        ConfigError: for a choice that does not exist, or an override that cannot be parsed.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ConfigError(f"An override is written KEY=VALUE, for example data.ways=5: {_first_line(error)}") from error
+    chosen = []
     for override in parsed:
         choices = known.get(override.key_or_group)
-        value = override.value()
+        if "@" in override.input_line or (choices is None and override.key_or_group != "hydra.searchpath"):
+            continue
+        value = None if override.is_delete() else override.value()
+        if choices is not None and value is None:
+            raise ConfigError(
+                f"{override.input_line}: {override.key_or_group} takes one of its choices, or leave it out. "
+                f"Choices: {', '.join(choices)}."
+            )
         if choices is not None and isinstance(value, str) and value not in choices:
             raise ConfigError(
                 f"{override.key_or_group}={value} does not exist.{nearest_name(value, choices)} "
                 f"Choices: {', '.join(choices)}."
             )
+        chosen.append(override.input_line)
+    return chosen
 
 
-def explain(error: Exception, name: str) -> str:
-    """Hydra's message in one line, with the nearest key where a key is misspelt."""
+def explain(error: Exception, name: str, chosen: list[str]) -> str:
+    """Hydra's message in one line, with the nearest key of the chosen groups where a key is misspelt."""
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if match:
         key = match.group(1)
-        with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-            keys = list(dotted_keys(compose(config_name=name)))
+        keys = dotted_keys(_compose(name, chosen))
         return f"There is no setting {key!r}.{nearest_name(key, keys)} See --help, or --cfg for all settings."
     return _first_line(error)
 
@@ -126,6 +158,7 @@ def instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
         factory = hydra_instantiate(config, _convert_="all", _partial_=True)
     except InstantiationException as error:
         raise ConfigError(f"{key}: {_first_line(error)}") from error
+    check_types(factory.keywords, factory.func, key)
     try:
         return factory(**arguments)
     except TypeError as error:
@@ -135,6 +168,33 @@ def instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
         names = inspect.signature(factory.func).parameters
         near = nearest_name(match.group(1), names)
         raise ConfigError(f"{key}.{match.group(1)} is no setting of {config['_target_']}.{near}") from error
+
+
+def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:
+    """Raise `ConfigError` for a setting whose type is plainly not the one that a class or function annotates."""
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except NameError:  # Annotations for a type checker's eyes only.
+        return
+    for name, value in settings.items():
+        if name in hints and not _matches(value, hints[name]):
+            kinds = [hints[name]] if hints[name] in KINDS else typing.get_args(hints[name])
+            named = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS) or str(hints[name])
+            raise ConfigError(f"{key}.{name} must be {named}, but got {value!r}.")
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of an annotated type; True for all but numbers, text, None, lists and unions."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if hint in KINDS:
+        return isinstance(value, hint)
+    if origin in (list, tuple, collections.abc.Sequence):
+        return isinstance(value, (list, tuple)) and all(_matches(item, arguments[0]) for item in value)
+    return True
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

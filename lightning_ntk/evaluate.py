@@ -1,5 +1,6 @@
 """`lightning-ntk evaluate`: test a finished run again, with other ways, shots, data or test-time settings."""
 
+import hashlib
 import re
 import sys
 from pathlib import Path
@@ -32,8 +33,23 @@ def main(argv: list[str] | None = None) -> None:
         which = "last"  # A run without validation has no best.
     checkpoint = run_folder.load_checkpoint(own["run"], "run", which)
     config = evaluation_config(checkpoint, overrides, command.config_folder)
-    name = own.get("name") or re.sub(r"[^\w.=-]+", "_", ",".join(overrides)) or "again"
-    evaluate(checkpoint, config, name)
+    if command.show_config:
+        sys.stdout.write(OmegaConf.to_yaml(config))
+        return
+    evaluate(checkpoint, config, evaluation_name(own, overrides))
+
+
+def evaluation_name(own: dict[str, str], overrides: list[str]) -> str:
+    """The folder of an evaluation: as named, or else after what differs from the run's own test."""
+    if "name" in own:
+        if not re.fullmatch(r"[\w=-][\w.=,-]*", own["name"]):
+            raise ConfigError(f"name={own['name']} must be a folder name of letters, digits and -_=,. alone.")
+        return own["name"]
+    asked = ",".join(overrides + (["checkpoint=last"] if own.get("checkpoint") == "last" else []))
+    name = re.sub(r"[^\w.=-]+", "_", asked)
+    if len(name) > 120:  # File systems allow 255 bytes.
+        name = f"{name[:100]}_{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
+    return name or "again"
 
 
 def split_overrides(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -55,8 +71,7 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     The network and the method are the trained ones, whatever recipe belongs to the data now asked for; of the method,
     the settings named in an override change.
     """
-    earlier = [o for o in checkpoint.overrides if not o.startswith(("ckpt=", "run_dir="))]
-    composed = compose_config("train", earlier + overrides, config_folder)
+    composed = compose_config("train", checkpoint.settings() + overrides, config_folder or checkpoint.config_folder)
     trained = OmegaConf.create(checkpoint.config)
     if any(o.startswith(("method=", "network=", "network.")) for o in overrides):
         run_folder.check_same_model(checkpoint, composed, "run")
@@ -71,13 +86,14 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
 def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str) -> Path:
     """Test a checkpoint under a config; writes RUN/evaluations/NAME/results.json and returns that folder."""
     quiet()
+    base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
+    folder = base / EVALUATIONS_FOLDER / name
+    run_folder.check_writable(folder, "run")
     trained = TaskSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in checkpoint.spec.items()})
     data = build_data(config)
     check_fits(trained, data.spec)
     method = build_method(config, trained)
     trainer = build_trainer(config, data, loggers=[], callbacks=[])
-    base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
-    folder = base / EVALUATIONS_FOLDER / name[:120]
     result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
         run_folder.create(folder, config, [])

@@ -24,7 +24,7 @@ class Checkpoint:
     Attributes:
         file: where it is.
         content: what Lightning saved: `state_dict`, `global_step`, ... and our `run`.
-        config, overrides: of the run that wrote it.
+        config, overrides, config_folder: of the run that wrote it.
         spec: the TaskSpec of its training data, as a dict.
     """
 
@@ -38,6 +38,14 @@ class Checkpoint:
     @property
     def overrides(self) -> list[str]:
         return self.content["run"]["overrides"]
+
+    @property
+    def config_folder(self) -> str | None:
+        return self.content["run"].get("config_folder")
+
+    def settings(self) -> list[str]:
+        """The overrides that made the run what it is, without those that say where it comes from and goes."""
+        return [o for o in self.overrides if not o.startswith(("ckpt=", "run_dir="))]
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -82,8 +90,19 @@ def check_same_model(checkpoint: Checkpoint, config: DictConfig, key: str) -> No
     if checkpoint.config["network"] != asked["network"]:
         old, new = checkpoint.config["network"], asked["network"]
         differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        if "_target_" in differing:
+            differing = ["_target_"]
         changes = ", ".join(f"network.{name}: {old.get(name)} there, {new.get(name)} asked" for name in differing)
         raise ConfigError(f"{key}={checkpoint.file} is a checkpoint of another network ({changes}).")
+
+
+def check_no_other_folder(checkpoint: Checkpoint, overrides: list[str]) -> None:
+    """Raise `ConfigError` when a run that goes on in its own folder is sent to another."""
+    if checkpoint.folder is not None and any(o.startswith("run_dir=") for o in overrides):
+        raise ConfigError(
+            f"run_dir= cannot be set with ckpt=: the run goes on in its own folder, {checkpoint.folder}. For a new run "
+            "from these parameters, copy the .ckpt file out of the folder first."
+        )
 
 
 def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
@@ -94,8 +113,10 @@ def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
     """
     if "LOCAL_RANK" in os.environ and RUN_FOLDER_VARIABLE in os.environ:
         return Path(os.environ[RUN_FOLDER_VARIABLE])
+    if config.run_dir == "":
+        raise ConfigError("run_dir is empty: name a folder, or leave it out.")
     if config.run_dir is not None:
-        folder = Path(config.run_dir).expanduser().resolve()
+        folder = Path(str(config.run_dir)).expanduser().resolve()
         if (folder / CONFIG_FILE).exists():
             raise ConfigError(
                 f"run_dir={config.run_dir} already holds a run. Go on with it by ckpt={config.run_dir}, "
@@ -109,10 +130,15 @@ def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
             if not folder.exists():
                 break
             folder = base.with_name(f"{base.name}_{number}")
+    check_writable(folder, "run_dir")
+    return folder
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raise `ConfigError` when a folder, which need not exist, cannot be made or written to."""
     ancestor = next(path for path in (folder, *folder.parents) if path.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise ConfigError(f"run_dir={folder} cannot be written: {ancestor} is no folder that you can write to.")
-    return folder
+        raise ConfigError(f"{key}={folder} cannot be written: {ancestor} is no folder that you can write to.")
 
 
 def create(folder: Path, config: DictConfig, overrides: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Where metrics go: metrics.csv in the run folder always, Weights & Biases beside it."""
 
 import csv
+import importlib.util
 import os
 import uuid
 from pathlib import Path
@@ -74,17 +75,23 @@ def _is_complete(row: dict[str, Any], resume_step: int) -> bool:
     return None not in row.values() and row["step"].isdigit() and int(row["step"]) < resume_step
 
 
+def check_wandb(settings: DictConfig | None) -> None:
+    """Raise `ConfigError` when the W&B logger that the settings ask for cannot be made."""
+    if settings is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
+        raise ConfigError("logger=wandb needs the wandb package: pip install wandb, or use logger=csv.")
+    if settings.mode not in ("offline", "online"):
+        raise ConfigError(f"logger.wandb.mode must be 'offline' or 'online', but got {settings.mode!r}.")
+
+
 def wandb_logger(settings: DictConfig, folder: Path, *, method: str, data: str, seed: int) -> WandbLogger:
     """The W&B logger of a run; its W&B run starts with the first metric and is kept in the run folder.
 
     A resumed run goes on under the same W&B id.
     """
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError("logger=wandb needs the wandb package: pip install wandb, or use logger=csv.") from error
-    if settings.mode not in ("offline", "online"):
-        raise ConfigError(f"logger.wandb.mode must be 'offline' or 'online', but got {settings.mode!r}.")
+    import wandb
+
     os.environ.setdefault("WANDB_SILENT", "true")
     id_file = folder / "wandb_id"
     if not id_file.exists():

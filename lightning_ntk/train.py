@@ -6,24 +6,23 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_ntk import run_folder
+from lightning_ntk.checkpointing import AtomicCheckpoints, checkpoint_callbacks, save_untrained
 from lightning_ntk.cli_arguments import parse_command
-from lightning_ntk.config import compose_config, instantiate, plain
+from lightning_ntk.config import check_types, compose_config, instantiate, plain
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.results import RunResult, mean_and_ci95, package_versions, write_results
 from lightning_ntk.run_folder import Checkpoint
-from lightning_ntk.tracking import CsvMetrics, wandb_logger
+from lightning_ntk.tracking import CsvMetrics, check_wandb, wandb_logger
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,23 +30,31 @@ def main(argv: list[str] | None = None) -> None:
     command = parse_command("train", argv)
     if command is None:
         return
-    overrides, checkpoint = command.overrides, None
+    overrides, config_folder, checkpoint = command.overrides, command.config_folder, None
     resumed_from = [o.partition("=")[2] for o in overrides if o.startswith("ckpt=") and o != "ckpt=null"]
     if resumed_from:
         checkpoint = run_folder.load_checkpoint(resumed_from[-1], "ckpt")
+        run_folder.check_no_other_folder(checkpoint, overrides)
         # The run's own settings, and what is asked now on top.
-        overrides = [o for o in checkpoint.overrides if not o.startswith("ckpt=")] + overrides
-    config = compose_config("train", overrides, command.config_folder)
+        overrides = checkpoint.settings() + overrides
+        config_folder = config_folder or checkpoint.config_folder
+    config = compose_config("train", overrides, config_folder)
+    if command.show_config:
+        sys.stdout.write(OmegaConf.to_yaml(config))
+        return
     if checkpoint is not None:
         run_folder.check_same_model(checkpoint, config, "ckpt")
-        check_same_epochs(checkpoint, config)
-    train(config, overrides, checkpoint)
+        check_continues(checkpoint, config)
+    train(config, overrides, checkpoint, config_folder)
 
 
-def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | None = None) -> Path:
+def train(
+    config: DictConfig, overrides: list[str], checkpoint: Checkpoint | None = None, config_folder: str | None = None
+) -> Path:
     """Run one training, from a composed config; returns the run folder. All bad input is found before it exists."""
     quiet()
     check_steps(config)
+    check_wandb(config.logger.wandb)
     method_name, data_name = choice_name(config.method), choice_name(config.data)
     resumed = checkpoint is not None and checkpoint.folder is not None
     folder = checkpoint.folder if resumed else run_folder.new_run_folder(config, method_name, data_name)
@@ -55,13 +62,19 @@ def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | Non
 
     data = build_data(config)
     method = build_method(config, data.spec)
-    method.run = {"config": plain(config), "overrides": list(overrides), "spec": dataclasses.asdict(data.spec)}
+    method.run = {
+        "config": plain(config),
+        "overrides": list(overrides),
+        "config_folder": None if config_folder is None else str(Path(config_folder).expanduser().resolve()),
+        "spec": dataclasses.asdict(data.spec),
+    }
     loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]
     callbacks = [instantiate(entry, f"callbacks.{name}") for name, entry in config.callbacks.items()]
     best, last = checkpoint_callbacks(folder, data)
     trainer = build_trainer(config, data, loggers, [*callbacks, *([best] if best else []), last])
     if trainer.is_global_zero:
         run_folder.create(folder, config, overrides)
+        announce(config, data, method, checkpoint)
     if config.logger.wandb is not None:
         tracker = wandb_logger(config.logger.wandb, folder, method=method_name, data=data_name, seed=config.seed)
         tracker.log_hyperparams(plain(config))
@@ -97,10 +110,13 @@ def train(config: DictConfig, overrides: list[str], checkpoint: Checkpoint | Non
 def check_steps(config: DictConfig) -> None:
     """Raise `ConfigError` for step counts that make no whole number of meta-epochs."""
     for key in ("steps", "val_every"):
-        if not isinstance(config[key], int) or config[key] < 1:
+        if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 1:
             raise ConfigError(f"{key} must be a whole number of at least 1, but got {config[key]!r}.")
-    if not isinstance(config.seed, int) or config.seed < 0:
-        raise ConfigError(f"seed must be a whole number of at least 0, but got {config.seed!r}.")
+    # As far as numpy's global generator takes it.
+    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed must be a whole number from 0 to {2**32 - 1}, but got {config.seed!r}.")
+    if not isinstance(config.test, bool):
+        raise ConfigError(f"test must be true or false, but got {config.test!r}.")
     if config.steps % config.val_every:
         below = [d for d in range(1, config.val_every) if config.steps % d == 0][-1]
         raise ConfigError(
@@ -111,13 +127,33 @@ def check_steps(config: DictConfig) -> None:
         raise ConfigError(f"test_checkpoint must be 'best' or 'last', but got {config.test_checkpoint!r}.")
 
 
-def check_same_epochs(checkpoint: Checkpoint, config: DictConfig) -> None:
-    """Raise `ConfigError` when the meta-epochs that a checkpoint counts would change their length."""
+def check_continues(checkpoint: Checkpoint, config: DictConfig) -> None:
+    """Raise `ConfigError` when a checkpoint's run would go on as another one."""
     if config.val_every != checkpoint.config["val_every"]:
         raise ConfigError(
             f"val_every={config.val_every} differs from the run's {checkpoint.config['val_every']}: it sets the length "
             "of the epochs that the run has counted, so it cannot change in the middle. Leave val_every= out."
         )
+    if config.seed != checkpoint.config["seed"]:
+        raise ConfigError(
+            f"seed={config.seed} differs from the run's {checkpoint.config['seed']}, which drew the initial parameters "
+            "that it goes on from. Leave seed= out."
+        )
+    nothing_left = config.steps if checkpoint.folder is not None else config.steps - 1  # A new folder needs a step.
+    if checkpoint.content["global_step"] > nothing_left:
+        raise ConfigError(
+            f"steps={config.steps}: the checkpoint has {checkpoint.content['global_step']} steps already. Ask for more."
+        )
+
+
+def announce(
+    config: DictConfig, data: pl.LightningDataModule, method: MetaLearner, checkpoint: Checkpoint | None
+) -> None:
+    """Say what the settings do not let one expect."""
+    if method.meta_trains and checkpoint is not None and checkpoint.content["global_step"] == config.steps:
+        sys.stdout.write(f"The run has finished its {config.steps} steps; steps=MORE would train it for longer.\n")
+    elif method.meta_trains and not data.has_split("val"):
+        sys.stdout.write("The data has no validation split: the last checkpoint is the one tested.\n")
 
 
 def build_data(config: DictConfig) -> pl.LightningDataModule:
@@ -137,40 +173,17 @@ def build_method(config: DictConfig, spec: TaskSpec) -> MetaLearner:
     return instantiate(config.method, "method", network=network, spec=spec)
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """One file that is overwritten, whole, at the end of each meta-epoch (or of each better one)."""
-
-    def __init__(self, folder: Path, name: str, **settings: Any) -> None:
-        super().__init__(
-            folder / "checkpoints", name, enable_version_counter=False, save_on_train_epoch_end=True, **settings
-        )
-        self.file = folder / "checkpoints" / f"{name}.ckpt"
-
-
-def save_untrained(method: MetaLearner, file: Path) -> None:
-    """Save a method that needs no training, so that it can be evaluated like any other."""
-    file.parent.mkdir(exist_ok=True)
-    torch.save({"state_dict": method.state_dict(), "global_step": 0, "run": method.run}, file)
-
-
-def checkpoint_callbacks(folder: Path, data: pl.LightningDataModule) -> tuple[RunCheckpoint | None, RunCheckpoint]:
-    """The best checkpoint by validation score (None where the data has no validation split), and the last."""
-    best = None
-    if data.has_split("val"):
-        name, mode = ("accuracy", "max") if data.spec.kind == "classification" else ("mse", "min")
-        best = RunCheckpoint(folder, "best", monitor=f"val/{name}", mode=mode)
-    return best, RunCheckpoint(folder, "last")
-
-
 def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: list, callbacks: list) -> pl.Trainer:
     """Lightning's Trainer with what this framework decides for it."""
     settings = plain(config.trainer)
     devices = settings.get("devices")
     if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
         settings["strategy"] = "ddp"
+    check_types(settings, pl.Trainer, "trainer")
     try:
         trainer = pl.Trainer(
             **settings,
+            plugins=[AtomicCheckpoints()],
             max_epochs=config.steps // config.val_every,
             limit_val_batches=1.0 if data.has_split("val") else 0,
             num_sanity_val_steps=0,
@@ -244,11 +257,13 @@ def finish_wandb() -> None:
 
 def quiet() -> None:
     """Keep Lightning's advice out of the output, narrowly; its warnings about real trouble stay."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",  # Drawing an episode costs less than handing it over.
         ".*Checkpoint directory .* exists.*",  # Ours are overwritten on purpose.
         ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*recommended to use .*sync_dist=True.*",  # Scores are gathered before they are logged.
         ".*torch.jit.script.*",  # Two deprecations inside torch and Lightning.
         ".*treespec, LeafSpec.*",
     ):

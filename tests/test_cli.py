@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from lightning_ntk import cli
-from lightning_ntk.cli_arguments import help_page, parse_command
+from lightning_ntk.cli_arguments import Command, help_page, parse_command
 from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.errors import ConfigError
 
@@ -42,10 +43,20 @@ def test_unknown_options_and_multirun_are_refused():
         parse_command("train", ["--foo"])
     with pytest.raises(ConfigError, match="one process a job"):
         parse_command("train", ["-m", "seed=1,2"])
+    with pytest.raises(ConfigError, match="no option --config-dirr"):
+        parse_command("train", ["--config-dirr=x"])
+
+
+@pytest.mark.parametrize("words", [["--config-dir", "PATH"], ["--config-dir=PATH"]])
+def test_a_config_folder_is_one_word_or_two(words):
+    assert parse_command("train", [*words, "seed=1"]) == Command(["seed=1"], "PATH")
+    with pytest.raises(ConfigError, match="needs a folder"):
+        parse_command("train", ["seed=1", "--config-dir"])
 
 
 def test_cfg_prints_the_composed_configuration(capsys):
-    assert parse_command("train", ["--cfg", "method=maml", "seed=3"]) is None
+    assert cli.main(["train", "--cfg", "method=maml", "seed=3"]) == 0
+    assert not Path("runs").exists()
     text = capsys.readouterr().out
     assert "lightning_ntk.methods.maml.MAML" in text
     assert "seed: 3" in text

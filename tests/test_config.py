@@ -1,9 +1,13 @@
 """Composition of the configuration and its errors."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_ntk.config import compose_config, conf_folder, groups, instantiate
+from lightning_ntk.config import check_types, compose_config, conf_folder, groups, instantiate
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.mlp import MLP
@@ -65,3 +69,74 @@ def test_instantiate_names_the_key_that_a_class_does_not_take():
         instantiate(config, "method", network=MLP((1,), 1), spec=TaskSpec("regression", (1,), 1))
     with pytest.raises(ConfigError, match=r"method: .*no_such_module"):
         instantiate(OmegaConf.create({"_target_": "no_such_module.X"}), "method")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=maml", "method.inner_lrr=1"], r"Did you mean 'method\.inner_lr'"),
+        (["data=image_folder", "data.roott=x"], r"Did you mean 'data\.root'"),
+        (["method=mine", "method.heigth=1"], r"Did you mean 'method\.height'"),
+    ],
+)
+def test_the_nearest_key_is_one_of_the_chosen_groups(overrides, message, tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nheight: 0.5\n")
+    with pytest.raises(ConfigError, match=message):
+        compose_config("train", overrides, str(tmp_path))
+    with pytest.raises(ConfigError) as caught:  # Sine waves have no ways: nothing may say that they do.
+        compose_config("train", ["data=sinusoid", "data.ways=5"])
+    assert "Did you mean 'data.ways'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["method=null", "experiment=null", "~method", "network@x=mlp"])
+def test_what_hydra_would_not_take_is_an_error_of_ours(override):
+    with pytest.raises(ConfigError, match=override.strip("~").partition("=")[0]):
+        compose_config("train", [override])
+
+
+def test_a_composition_leaves_another_hydra_application_alone():
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        compose_config("train", ["seed=1"])
+        with pytest.raises(ConfigError):
+            compose_config("train", ["sed=1"])
+        assert compose("train", overrides=["seed=2"]).seed == 2
+
+
+def typed(
+    whole: int = 1,
+    real: float | None = None,
+    on: bool = False,
+    widths: Sequence[int] = (),
+    kind: Literal["a"] = "a",
+    unknown: "Nowhere" = None,  # noqa: F821
+):
+    return "built"
+
+
+class Typed:
+    def __init__(self, whole: int, real: float | None, on: bool, widths: Sequence[int], kind: Literal["a"]) -> None:
+        """Takes what its annotations say."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"whole": "abc"}, r"net\.whole must be a whole number, but got 'abc'"),
+        ({"whole": 1.5}, r"net\.whole must be a whole number"),
+        ({"whole": True}, r"net\.whole must be a whole number"),
+        ({"real": "abc"}, r"net\.real must be a number or null"),
+        ({"on": "maybe"}, r"net\.on must be true or false"),
+        ({"widths": 5}, r"net\.widths must be "),
+        ({"widths": ["a"]}, r"net\.widths must be "),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_named(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        check_types(setting, Typed, "net")
+
+
+def test_settings_of_the_right_types_pass():
+    check_types({"whole": 1, "real": 2, "on": True, "widths": [3, 4], "kind": "b"}, Typed, "net")
+    check_types({"real": None, "widths": []}, Typed, "net")
+    check_types({"whole": "abc"}, typed, "net")  # Annotations that cannot be resolved check nothing.

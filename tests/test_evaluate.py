@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from test_train import TINY, TINY_SINE, run
 
 from lightning_ntk import evaluate
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.evaluate import evaluation_name
 from lightning_ntk.results import read_results
 
 
@@ -73,3 +75,42 @@ def test_results_are_plain_json():
     run(*TINY_SINE)
     evaluated()
     assert json.loads(Path("run/evaluations/it/results.json").read_text())["schema_version"] == 1
+
+
+def test_each_evaluation_has_a_folder_of_its_own():
+    run(*TINY_SINE)
+    for words in (
+        [],
+        ["checkpoint=last"],
+        ["method.t=5"],
+        ["data.eval_shots=20"],
+        ["method.t=5", "data.eval_shots=20"],
+    ):
+        evaluate.main(["run=run", *words])
+    names = {path.name for path in Path("run/evaluations").iterdir()}
+    assert names == {"again", "checkpoint=last", "method.t=5", "data.eval_shots=20", "method.t=5_data.eval_shots=20"}
+    long = [f"data.eval_queries={'0' * 130}{n}" for n in (3, 4)]
+    assert len({evaluation_name({}, [words]) for words in long}) == 2
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/tmp/x", "..", "a/b", ""])
+def test_an_evaluation_stays_in_its_folder(name):
+    run(*TINY_SINE)
+    with pytest.raises(ConfigError, match="name="):
+        evaluate.main(["run=run", f"name={name}"])
+
+
+def test_an_unwritable_folder_is_found_before_the_test():
+    run(*TINY_SINE)
+    Path("run/evaluations").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"run=.*cannot be written"):
+        evaluate.main(["run=run", "data=glyphs"])  # Would be refused, too, but only once there is data.
+
+
+def test_the_config_of_an_evaluation_can_be_shown(capsys):
+    run(*TINY_SINE)
+    capsys.readouterr()
+    evaluate.main(["run=run", "data.eval_shots=3", "--cfg"])
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.data.eval_shots, shown.data.test_episodes) == (3, 5)
+    assert not Path("run/evaluations").exists()

@@ -13,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from test_train import TINY, TINY_SINE, run
 
-from lightning_ntk import train
+from lightning_ntk import evaluate, train
+from lightning_ntk.checkpointing import AtomicCheckpoints
 from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.results import read_results
@@ -92,6 +93,10 @@ def test_timings_go_on_after_a_resume():
     [
         (["method=maml"], r"checkpoint of MetaRKHSII, but method=MAML"),
         (["val_every=2"], r"val_every=2 differs from the run's 1"),
+        (["seed=5"], r"seed=5 differs from the run's 0"),
+        (["steps=1"], r"steps=1: the checkpoint has 2 steps already"),
+        (["run_dir=other"], r"run_dir= cannot be set with ckpt="),
+        (["network=conv4"], r"another network \(network\._target_: [\w.]+MLP there, [\w.]+Conv4 asked\)"),
         (["network.hidden=[7]"], r"another network \(network\.hidden: \[40, 40\] there, \[7\] asked\)"),
     ],
 )
@@ -99,6 +104,76 @@ def test_a_checkpoint_of_another_model_is_refused(overrides, message):
     train.main([*TINY_SINE, "run_dir=run", "test=false"])
     with pytest.raises(ConfigError, match=message):
         train.main(["ckpt=run", *overrides])
+    assert [path.name for path in Path.cwd().iterdir()] == ["run"]
+
+
+def test_a_moved_folder_keeps_its_best_score():
+    # A learning rate that makes the later steps worse.
+    settings = [*TINY_SINE, "method.lr=0.3"]
+    run(*settings, "steps=6", folder="whole")
+    run(*settings, "steps=4", folder="part")
+    Path("part").rename("moved")
+    train.main(["ckpt=moved", "steps=6"])
+    check_equal("whole", "moved")
+    assert not Path("part").exists()
+
+
+def test_a_checkpoint_taken_out_of_its_folder_starts_a_new_run():
+    run(*TINY_SINE, "steps=3", "method.lr=0.3", folder="run")
+    Path("run/checkpoints/last.ckpt").rename("taken.ckpt")
+    train.main(["ckpt=taken.ckpt", "steps=4", "run_dir=new"])
+    # The best of the steps that this folder has seen, whatever came before.
+    assert torch.load("new/checkpoints/best.ckpt", weights_only=True)["global_step"] == 4
+    train.main(["ckpt=taken.ckpt", "steps=4"])
+    assert len(list(Path("runs").iterdir())) == 1
+    with pytest.raises(ConfigError, match=r"steps=3: the checkpoint has 3 steps already"):
+        train.main(["ckpt=taken.ckpt"])
+
+
+def test_a_finished_run_says_that_it_is(capsys):
+    before = run(*TINY_SINE)
+    capsys.readouterr()
+    train.main(["ckpt=run"])
+    assert "has finished its 2 steps" in capsys.readouterr().out
+    assert read_results(Path("run")).episodes == before.episodes
+
+
+def test_a_run_remembers_its_config_folder(monkeypatch, tmp_path, capsys):
+    Path("conf/method").mkdir(parents=True)
+    Path("conf/method/mine.yaml").write_text("# Mine.\n_target_: lightning_ntk.methods.maml.MAML\ninner_lr: 0.02\n")
+    train.main(["--config-dir", "conf", *TINY_SINE, "method=mine", "run_dir=run"])
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    train.main([f"ckpt={tmp_path / 'run'}", "steps=3"])
+    evaluate.main([f"run={tmp_path / 'run'}"])
+    capsys.readouterr()
+    train.main([f"ckpt={tmp_path / 'run'}", "--cfg"])
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.method.inner_lr, shown.steps) == (0.02, 3)
+
+
+def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "last.ckpt"
+    AtomicCheckpoints().save_checkpoint({"step": 1}, file)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+    def killed(content, target):
+        target.write(b"half of")
+        target.flush()
+        assert tmp_path in Path(target.name).parents, "another file system would make the rename a copy"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpoints().save_checkpoint({"step": 2}, file)
+    assert torch.load(file, weights_only=True) == {"step": 1}
+
+
+def test_the_trainer_saves_so():
+    train.main([*TINY_SINE, "test=false", "run_dir=run"])
+    Path("run/checkpoints/last.tmp").mkdir()  # In the way of the file that is renamed.
+    with pytest.raises(IsADirectoryError):
+        train.main(["ckpt=run", "steps=3"])
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ def test_the_best_checkpoint_is_the_one_with_the_best_validation_score():
     assert last.episodes != result.episodes
 
 
-def test_data_without_validation_classes_trains_and_tests_the_last_checkpoint(small_images, tmp_path):
+def test_data_without_validation_classes_trains_and_tests_the_last_checkpoint(small_images, tmp_path, capsys):
     import shutil
 
     shutil.rmtree(tmp_path / "images" / "val")
@@ -137,6 +138,7 @@ def test_data_without_validation_classes_trains_and_tests_the_last_checkpoint(sm
     assert len(result.episodes["test/accuracy"]) == 5
     assert not any("val/accuracy" in row for row in rows())
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["last.ckpt"]
+    assert capsys.readouterr().out.count("no validation split") == 1
 
 
 def test_a_run_gets_a_folder_of_its_own_under_runs():
@@ -175,6 +177,17 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
         (["steps=5", "val_every=2"], r"steps=5 is no multiple of val_every=2.*val_every=1.*steps=4"),
         (["steps=0"], r"steps must be"),
         (["seed=-1"], r"seed must be"),
+        (["seed=4294967296"], r"seed must be"),
+        (["steps=true"], r"steps must be"),
+        (["test=maybe"], r"test must be true or false"),
+        (["method.lr=abc"], r"method\.lr must be a number"),
+        (["method.t=null"], r"method\.t must be a number"),
+        (["network.hidden=5"], r"network\.hidden must be"),
+        (["data.shots=few"], r"data\.shots must be a whole number"),
+        (["trainer.log_every_n_steps=often"], r"trainer\.log_every_n_steps must be a whole number"),
+        (["+trainer.max_timee=1"], r"trainer settings: .*max_timee"),
+        (["logger=wandb", "logger.wandb.mode=onlin"], r"logger\.wandb\.mode"),
+        (["run_dir="], r"run_dir is empty"),
         (["method.t=0"], r"method\.t"),
         (["method=meta_rkhs_i", "method.alpha=nan"], r"method\.alpha"),
         (["network=conv4"], r"network=mlp"),
@@ -191,6 +204,14 @@ def test_bad_input_names_its_key_and_leaves_nothing(overrides, message):
     with pytest.raises(ConfigError, match=message):
         train.main([*TINY_SINE, *overrides])
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_without_wandb_only_its_logger_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"pip install wandb, or use logger=csv"):
+        train.main([*TINY_SINE, "logger=wandb_offline"])
+    assert list(Path.cwd().iterdir()) == []
+    assert run(*TINY_SINE, folder="2026").episodes["test/mse"]
 
 
 def test_an_unwritable_run_folder_is_named():
