@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -188,3 +189,11 @@ def test_the_commands_that_the_readme_names_exist_and_ci_runs_the_tests():
     assert set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split()) == targets
     assert "exec make test" in (REPOSITORY / ".ci" / "run").read_text()
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+
+
+def test_a_deprecation_is_an_error_in_our_code_and_not_in_that_of_others():
+    with pytest.raises(DeprecationWarning, match="ours"):
+        warnings.warn_explicit("ours", DeprecationWarning, "file.py", 1, module="lightning_ntk.compare")
+    with pytest.raises(DeprecationWarning, match="here"):
+        warnings.warn("here", DeprecationWarning, stacklevel=1)
+    warnings.warn_explicit("theirs", DeprecationWarning, "file.py", 1, module="gym.spaces")
