@@ -1,17 +1,21 @@
 """Meta-learning with neural tangent kernels on PyTorch Lightning.
 
-`import lightning_ntk` loads torch only; Lightning comes with the first use of `MetaLearner`.
+The names below are imported on first use: `lightning-ntk --help` needs no torch, only `MetaLearner` needs Lightning.
 """
 
-from lightning_ntk.episode import Episode, TaskSpec
+import importlib
+
 from lightning_ntk.version import __version__
 
+_HOMES = {
+    "Episode": "lightning_ntk.episode",
+    "TaskSpec": "lightning_ntk.episode",
+    "MetaLearner": "lightning_ntk.methods.base",
+}
 __all__ = ["Episode", "MetaLearner", "TaskSpec", "__version__"]
 
 
 def __getattr__(name: str):
-    if name == "MetaLearner":
-        from lightning_ntk.methods.base import MetaLearner
-
-        return MetaLearner
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'lightning_ntk' has no attribute {name!r}")

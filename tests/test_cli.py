@@ -70,7 +70,7 @@ def test_evaluate_help_lists_its_own_settings():
 
 def test_import_is_light_and_needs_neither_lightning_nor_learn2learn_nor_torchvision():
     code = (
-        "import sys, lightning_ntk, lightning_ntk.ntk, lightning_ntk.energy.meta_rkhs_ii;"
+        "import sys, lightning_ntk, lightning_ntk.ntk, lightning_ntk.energy.meta_rkhs_ii; lightning_ntk.Episode;"
         "bad = {'pytorch_lightning', 'learn2learn', 'torchvision', 'wandb', 'hydra'} & sys.modules.keys();"
         "sys.exit(str(bad) if bad else 0)"
     )
