@@ -8,21 +8,23 @@ in the RKHS of the neural tangent kernel is that of the ordinary gradient, ||gra
 * `cross`: <grad L(support), grad L(query)> in place of the squared norm: unbiased, but unbounded below all the same.
 * `euler`: the query loss of the function after one gradient step in the RKHS,
   E_m[ L_query(f - alpha grad_f L_support(f)) ] with grad_f L(f) = sum_i Theta(., x_i) dl/df(x_i). Its first-order
-  expansion in alpha is `cross`, and it is bounded below by 0.
+  expansion in alpha is `cross`, and it is bounded below by 0. With k steps of alpha / k, each at the function that the
+  step before has reached and all under the kernel at theta, the expansion is the same; as k grows they become the
+  gradient flow for time alpha, which for the squared loss is Meta-RKHS-II's.
 """
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
-from torch.func import grad_and_value, jvp
+from torch.func import grad, grad_and_value, jvp, vjp
 
-from lightning_ntk.ntk.jacobian import Network, Params
+from lightning_ntk.energy.euler_steps import TaskLoss, largest_eigenvalue
+from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, in_chunks
 
-# Maps outputs [n, C] and targets to a scalar: a mean over examples.
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
+# Of an energy: a number, or a scalar tensor where it is chosen for each task.
+Step = float | Tensor
 
 
-def literal(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: float) -> Tensor:
+def literal(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: Step) -> Tensor:
     """L - alpha ||grad L||^2 on one batch `[n, ...]` with its targets. Cost: a double backward pass."""
     gradient, value = loss_gradient(network, params, x, y, loss)
     return value - alpha * sum(g.square().sum() for g in gradient.values())
@@ -36,7 +38,7 @@ def cross(
     query_x: Tensor,
     query_y: Tensor,
     loss: TaskLoss,
-    alpha: float,
+    alpha: Step,
 ) -> Tensor:
     """L_query - alpha <grad L_support, grad L_query>."""
     on_query, value = loss_gradient(network, params, query_x, query_y, loss)
@@ -52,18 +54,48 @@ def euler(
     query_x: Tensor,
     query_y: Tensor,
     loss: TaskLoss,
-    alpha: float,
+    alpha: Step,
+    steps: int = 1,
+    *,
+    pairs_at_once: int | None = None,
 ) -> Tensor:
-    """L_query of f + J w with w = -alpha grad L_support. No inner loop: one vjp and one jvp."""
-    tangent = euler_step(network, params, support_x, support_y, loss, alpha)
-    outputs, change = jvp(lambda theta: network(theta, query_x), (params,), (tangent,))
-    return loss(outputs + change, query_y)
+    """L_query of f + J w, w from `euler_tangent`. No inner loop through the network: parameters stay at theta.
+
+    `pairs_at_once`: queries that go through an uncoupled network together; None takes all.
+    """
+    tangent = euler_tangent(network, params, support_x, support_y, loss, alpha, steps)
+    parts = [adapted_outputs(network, params, tangent, x) for x in in_chunks(query_x, pairs_at_once)]
+    return loss(torch.cat(parts), query_y)
 
 
-def euler_step(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: float) -> Params:
-    """-alpha grad_theta L(support): the tangent along which one gradient step in the RKHS moves the function."""
-    gradient, _ = loss_gradient(network, params, x, y, loss)
-    return {name: -alpha * g for name, g in gradient.items()}
+def euler_tangent(
+    network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss, alpha: Step, steps: int = 1
+) -> Params:
+    """The tangent w along which k = `steps` gradient steps of alpha / k in the RKHS move f to f + J w.
+
+    Step j moves the outputs on the support x `[n, ...]` by -alpha / k Theta(x, x) g_j, g_j = dl/df at the outputs
+    `[n, C]` that it starts from, and so w = -alpha / k J(x)^T sum_j g_j. Differentiable in theta.
+
+    Cost: a forward pass, k vjps and k - 1 jvps, all on the support.
+    """
+    outputs, pullback = vjp(lambda theta: network(theta, x), params)
+    slope = grad(loss)
+    total = slope(outputs, y)
+    for _ in range(steps - 1):
+        change = jvp(lambda theta: network(theta, x), (params,), pullback(total))[1]
+        total = total + slope(outputs - alpha / steps * change, y)
+    return {name: -alpha / steps * g for name, g in pullback(total)[0].items()}
+
+
+def largest_ntk_eigenvalue(network: Network, params: Params, x: Tensor) -> Tensor:
+    """Of the NTK on x `[n, ...]`, from below: a vjp and a jvp an iteration. Without a gradient."""
+    params = {name: p.detach() for name, p in params.items()}
+    outputs, pullback = vjp(lambda theta: network(theta, x), params)
+
+    def multiply(u: Tensor) -> Tensor:
+        return jvp(lambda theta: network(theta, x), (params,), pullback(u))[1]
+
+    return largest_eigenvalue(multiply, outputs)
 
 
 def loss_gradient(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss) -> tuple[Params, Tensor]:

@@ -9,9 +9,10 @@ Its loss L(f_t(x_q), y_q) has, with delta = dL/df_t, v = J(x_q)^T delta, c = J(X
 
     dL = d<delta, f(x_q) + J(x_q) w> + d<a, J(X) v> - <b, df(X)> + <G, d(J(X) J(X)^T)>,
 
-where G is the adjoint of phi (`GradientFlow.adjoint`). A few eigenpairs carry G = sum_k s_k u_k u_k^T, each a term
-s_k d||J(X)^T u_k||^2 = 2 s_k d<u_k, J(X) z_k> with z_k = J(X)^T u_k held fixed. So no query Jacobian is ever built, and
-reverse mode never passes through the support Jacobian.
+where G is the adjoint of phi (`GradientFlow.adjoint`). The query part is here, the support part in
+`energy.support_gradient`. No query Jacobian is ever built, and reverse mode never passes through the support Jacobian.
+
+`energy.euler_steps` finds another a, for any loss, in the place of phi(H) r: b and G are then its derivatives.
 """
 
 import dataclasses
@@ -20,40 +21,61 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, jvp, vjp, vmap
 
-from lightning_ntk.energy.tasks import each_task
-from lightning_ntk.ntk.flow import Approximation, GradientFlow
-from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, flatten, unflatten
+from lightning_ntk.energy import trace_kernel
+from lightning_ntk.energy.closed_form import ClosedForm, Work
+from lightning_ntk.energy.euler_steps import EulerSteps
+from lightning_ntk.energy.support_gradient import SupportTerms, support_gradient, support_terms, truncate
+from lightning_ntk.energy.tasks import each_task, one_by_one
+from lightning_ntk.ntk.jacobian import (
+    Jacobian,
+    Network,
+    Params,
+    adapted_outputs,
+    add,
+    flatten,
+    gradient_and_value,
+    in_chunks,
+    inner_products,
+    unflatten,
+)
 
-# Maps query outputs [m, C] and query targets to a scalar.
+# Maps query outputs [m, C] and query targets to a scalar: a mean over the examples.
 QueryLoss = Callable[[Tensor, Tensor], Tensor]
+# How a is found: `how.solve(H, f(X), targets)`.
+How = ClosedForm | EulerSteps
 
 
-@dataclasses.dataclass(frozen=True)
-class ClosedForm:
-    """How the adaptation is solved. See `ntk.flow.GradientFlow` for t, approximation and ridge.
+class MetaGradient(NamedTuple):
+    """The meta-gradient of T tasks and how it was reached.
 
-    `coupled`: the network's `couples_examples`. `rank_tolerance`: relative error, in Frobenius norm, that may be left
-    of the low-rank matrix G in the meta-gradient.
+    `loss`: scalar; `gradient`: shapes of theta; `tangents`: directions a support example was differentiated along;
+    `left_out`: scalar, the largest part of the norm of the support term's matrix that the truncation left out.
     """
 
-    t: float
-    approximation: Approximation = "exact"
-    ridge: float = 0.0
-    coupled: bool = True
-    rank_tolerance: float = 1e-6
+    loss: Tensor
+    gradient: Params
+    tangents: int
+    left_out: Tensor
 
 
-def adapt(network: Network, params: Params, support_x: Tensor, targets: Tensor, how: ClosedForm) -> Params:
-    """w, the tangent that adapts the network to support inputs `[n, ...]` with real targets `[n, C]`."""
-    return _solve(network, params, support_x, targets, how)[-1]
+def adapt(
+    network: Network,
+    params: Params,
+    support_x: Tensor,
+    targets: Tensor,
+    how: How,
+    *,
+    pairs_at_once: int | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """The predictor `[m, ...] -> [m, C]` adapted to support inputs `[n, ...]` with real targets `[n, C]`.
 
-
-def adapted_outputs(network: Network, params: Params, tangent: Params, x: Tensor) -> Tensor:
-    """f_t(x) = f(x) + J(x) w, `[m, C]`: one forward pass with a tangent. Differentiable in x."""
-    outputs, change = jvp(lambda theta: network(theta, x), (params,), (tangent,))
-    return outputs + change
+    Differentiable in its input. `pairs_at_once`: see `ntk.Jacobian.rows`.
+    """
+    if how.kernel == "trace":
+        return trace_kernel.adapt(network, params, support_x, targets, how, pairs_at_once)
+    tangent = _solve(network, params, support_x, targets, how, pairs_at_once)[-1]
+    return lambda x: adapted_outputs(network, params, tangent, x)
 
 
 def meta_gradient(
@@ -64,31 +86,62 @@ def meta_gradient(
     query_x: Tensor,
     query_y: Tensor,
     query_loss: QueryLoss,
-    how: ClosedForm,
+    how: How,
     *,
     tasks_per_chunk: int = 1,
-) -> tuple[Tensor, Params]:
-    """The mean query loss of the adapted functions of T tasks, and its exact gradient in theta.
+    pairs_at_once: int | None = None,
+    queries_apart: bool = False,
+) -> MetaGradient:
+    """The mean query loss of the adapted functions of T tasks, and its exact gradient in theta, both detached.
 
     Args:
-        support_x, targets: `[T, n, ...]` and real targets `[T, n, C]`.
-        query_x, query_y: `[T, m, ...]` and `[T, ...]`, whatever `query_loss(outputs [m, C], query_y[i])` takes.
+        support_x, targets: `[T, n, ...]` and real targets `[T, n, C]`, or whatever the loss of `EulerSteps` takes.
+        query_x, query_y: `[T, m, ...]` and `[T, m, ...]`, whatever `query_loss(outputs [m, C], query_y[i])` takes.
         tasks_per_chunk: tasks computed at once by vmap; 1 takes them one after the other. Each task in memory costs its
-            support Jacobian and the activations of its query set.
-
-    Returns:
-        The loss (scalar) and the gradient (shapes of theta), both detached.
+            support Jacobian and the activations of so many pairs.
+        pairs_at_once: pairs of an example and a direction that a task is worked on at once; None takes all. It bounds
+            the memory of activations, not that of the support Jacobian. A coupled network's queries cannot be parted.
+        queries_apart: take the query sets of a chunk's tasks one by one, and the rest of the tasks by vmap.
     """
     params = {name: p.detach() for name, p in params.items()}
-    tasks = support_x.shape[0]
-    total, gradient = 0.0, {name: torch.zeros_like(p) for name, p in params.items()}
+    chunks = []
     for data in zip(*(a.split(tasks_per_chunk) for a in (support_x, targets, query_x, query_y)), strict=True):
-        loss, of_query, terms = each_task(lambda *task: _solve_and_query(network, params, *task, query_loss, how), data)
-        terms = _truncate(terms, how.rank_tolerance)
-        of_support = each_task(lambda x, *task: _support_terms(network, params, x, Terms(*task)), (data[0], *terms))
-        total = total + loss.sum()
-        gradient = {name: g + (of_query[name] + of_support[name]).sum(0) for name, g in gradient.items()}
-    return total / tasks, {name: g / tasks for name, g in gradient.items()}
+        work = Work(how.coupled, pairs_at_once, batched=data[0].shape[0] > 1, queries_apart=queries_apart)
+        of_chunk = _by_trace_kernel if how.kernel == "trace" else _by_full_kernel
+        chunks.append(of_chunk(network, params, data, query_loss, how, work))
+    losses, gradients, tangents, left_out = zip(*chunks, strict=True)
+    tasks = support_x.shape[0]
+    gradient = {name: g / tasks for name, g in add(gradients).items()}
+    return MetaGradient(sum(losses) / tasks, gradient, max(tangents), torch.stack(left_out).max())
+
+
+def _by_full_kernel(network, params, data, query_loss, how, work) -> MetaGradient:
+    """The sums over the tasks of one chunk."""
+
+    def solve_and_query(*task: Tensor) -> tuple[Tensor, Params, SupportTerms]:
+        return _solve_and_query(network, params, *task, query_loss, how, work)
+
+    def support_part(x: Tensor, *terms: Tensor) -> Params:
+        return support_gradient(network, params, x, SupportTerms(*terms), work)
+
+    loss, of_query, terms = each_task(solve_and_query, data)
+    outputs = terms.a.shape[-1] // data[0].shape[1]
+    terms, tangents, left_out = truncate(terms, outputs, how.coupled, how.rank_tolerance)
+    of_support = each_task(support_part, (data[0], *terms))
+    gradient = {name: (of_query[name] + of_support[name]).sum(0) for name in params}
+    return MetaGradient(loss.sum(), gradient, tangents, left_out)
+
+
+def _by_trace_kernel(network, params, data, query_loss, how, work) -> MetaGradient:
+    """The sums over the tasks of one chunk."""
+
+    def whole(*task: Tensor) -> tuple[Tensor, Params]:
+        return trace_kernel.task_gradient(network, params, *task, query_loss, how, work)
+
+    loss, gradient = each_task(whole, data)
+    return MetaGradient(
+        loss.sum(), {name: g.sum(0) for name, g in gradient.items()}, data[1].shape[-1], loss.new_zeros(())
+    )
 
 
 def with_gradient(value: Tensor, params: Params, gradient: Params) -> Tensor:
@@ -112,70 +165,53 @@ class _WithGradient(torch.autograd.Function):
         return None, None, *(upstream * g for g in ctx.saved_tensors)
 
 
-class Terms(NamedTuple):
-    """What the support part of the gradient needs, all constants; for T tasks with a leading axis on each."""
+def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: How, pairs_at_once: int | None):
+    """J(X) `[n C, P]`, H, what was solved with it, and w in the shapes of theta.
 
-    jacobian: Tensor  # J(X), [n C, P]
-    v: Tensor  # J(x_q)^T delta, [P]
-    a: Tensor  # phi(H) r, [n C]
-    b: Tensor  # phi(H) J(X) v, [n C]
-    weights: Tensor  # eigenvalues of G by falling magnitude, [n C] or the leading k of them
-    vectors: Tensor  # their eigenvectors as rows, [n C, n C] or [k, n C]
-
-
-def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: ClosedForm):
-    """J(X) `[n C, P]`, the flow, r and a `[n C]` in float64, and w in the shapes of theta.
-
-    Cost: the support Jacobian (n C numbers a parameter), one product of it with itself, one eigendecomposition of size
-    n C in float64.
+    Cost: the support Jacobian (n C numbers a parameter), one product of it with itself, one solution of size n C in
+    float64.
     """
     operator = Jacobian(network, params, x, coupled=how.coupled)
-    jacobian = operator.dense().flatten(0, 1)
-    flow = GradientFlow(jacobian @ jacobian.mT, how.t, approximation=how.approximation, ridge=how.ridge)
-    residual = (targets - operator.outputs).flatten().double()
-    a = flow.apply(residual)
-    return jacobian, flow, residual, a, unflatten(a.to(jacobian.dtype) @ jacobian, operator.params)
+    jacobian = operator.dense(pairs_at_once).flatten(0, 1)
+    kernel = inner_products(jacobian, jacobian)
+    solution = how.solve(kernel, operator.outputs, targets)
+    return jacobian, kernel, solution, unflatten(solution.a.to(jacobian.dtype) @ jacobian, operator.params)
 
 
-def _solve_and_query(network, params, support_x, targets, query_x, query_y, query_loss, how):
-    """Loss, d<delta, f(x_q) + J(x_q) w>, and the terms of the support part, of one task.
-
-    <delta, J(x_q) w> is linear in w, so v = J(x_q)^T delta is its derivative in w: one backward pass gives both.
-    """
-    jacobian, flow, residual, a, tangent = _solve(network, params, support_x, targets, how)
-    outputs, pullback = vjp(lambda theta, w: adapted_outputs(network, theta, w, query_x), params, tangent)
-    delta, loss = grad_and_value(query_loss)(outputs, query_y)
-    of_query, v = pullback(delta)
-    v = flatten(v)
-    c = jacobian @ v
-    weights, vectors = torch.linalg.eigh(flow.adjoint(c, residual))
-    order = weights.abs().argsort(descending=True)
-    dtype = jacobian.dtype
-    terms = Terms(
-        jacobian, v, a.to(dtype), flow.apply(c).to(dtype), weights[order].to(dtype), vectors.mT[order].to(dtype)
-    )
-    return loss, of_query, terms
+def _solve_and_query(network, params, support_x, targets, query_x, query_y, query_loss, how, work):
+    """Loss, d<delta, f(x_q) + J(x_q) w>, and the terms of the support part, of one task."""
+    jacobian, kernel, solution, tangent = _solve(network, params, support_x, targets, how, work.pairs_at_once)
+    part = _query_part_apart if work.batched and work.queries_apart else _query_part
+    loss, of_query, v = part(network, params, tangent, query_x, query_y, query_loss, work)
+    by_rows = how.rank_tolerance == 0 and not how.coupled
+    return loss, of_query, support_terms(jacobian, kernel, solution, flatten(v), by_rows=by_rows)
 
 
-def _truncate(terms: Terms, tolerance: float) -> Terms:
-    """Keep the fewest eigenpairs of G that leave out at most `tolerance` of its norm, in every task."""
-    # Entry k: the squared norm of G without its first k eigenpairs, summed from the small end to keep its digits.
-    left_out = terms.weights.double().square().flip(-1).cumsum(-1).flip(-1)
-    rank = int((left_out > tolerance**2 * left_out[..., :1]).sum(-1).max())
-    return terms._replace(weights=terms.weights[..., :rank], vectors=terms.vectors[..., :rank, :])
+def _query_part(network, params, tangent, query_x, query_y, query_loss, work):
+    """Loss, d<delta, f(x_q) + J(x_q) w> and v: the derivatives of the loss in theta, with w held fixed, and in w."""
+    at_once = None if work.coupled else work.pairs_at_once
+    parts = []
+    for x, y in zip(in_chunks(query_x, at_once), in_chunks(query_y, at_once), strict=True):
+        share = x.shape[0] / query_x.shape[0]
+
+        def loss(theta: Params, w: Params, x: Tensor = x, y: Tensor = y, share: float = share) -> Tensor:
+            return share * query_loss(adapted_outputs(network, theta, w, x), y)
+
+        parts.append(gradient_and_value(loss, params, tangent, batched=work.batched))
+    gradients, losses = zip(*parts, strict=True)
+    of_query, v = zip(*gradients, strict=True)
+    return sum(losses), add(of_query), add(v)
 
 
-def _support_terms(network: Network, params: Params, x: Tensor, terms: Terms) -> Params:
-    """d<a, J(X) v> - <b, df(X)> + sum_k 2 s_k d<u_k, J(X) z_k> of one task."""
-    tangents = torch.cat([terms.v[None], terms.vectors @ terms.jacobian])
-    cotangents = torch.cat([terms.a[None], 2 * terms.weights[:, None] * terms.vectors])
+def _query_part_apart(network, params, tangent, query_x, query_y, query_loss, work):
+    """`_query_part` outside of the vmap over tasks."""
+    work = dataclasses.replace(work, batched=False)
 
-    def total(theta: Params) -> Tensor:
-        def along(tangent: Tensor) -> Tensor:
-            return jvp(lambda q: network(q, x), (theta,), (unflatten(tangent, params),))[1].flatten()
+    def of_task(x: Tensor, y: Tensor, *w: Tensor) -> tuple[Tensor, ...]:
+        w = dict(zip(params, w, strict=True))
+        loss, of_query, v = _query_part(network, params, w, x, y, query_loss, work)
+        return loss, *of_query.values(), *v.values()
 
-        return (vmap(along)(tangents) * cotangents).sum()
-
-    gradient = torch.func.grad(total)(params)
-    direct = unflatten(terms.b @ terms.jacobian, params)
-    return {name: gradient[name] - direct[name] for name in params}
+    loss, *found = one_by_one(of_task, query_x, query_y, *tangent.values())
+    of_query, v = (dict(zip(params, half, strict=True)) for half in (found[: len(params)], found[len(params) :]))
+    return loss, of_query, v

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.base import EpisodeNetwork
 
 
@@ -28,6 +29,8 @@ class MLP(EpisodeNetwork):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
+        if not all(width >= 1 for width in hidden):
+            raise ConfigError(f"network.hidden must be widths of at least 1, but got {list(hidden)}.")
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in itertools.pairwise(widths):

@@ -1,7 +1,24 @@
-"""Batch normalisation by the statistics of the batch at hand, right under nested derivatives."""
+"""The convolutional networks' `norm` option, and batch normalisation that is right under nested derivatives."""
 
 import torch
 from torch import Tensor, nn
+
+from lightning_ntk.errors import ConfigError
+
+GROUPS = 8
+
+
+def check_norm(norm: str) -> None:
+    """Raise `ConfigError` unless `norm` is "batch", "group" or "none"."""
+    if norm not in ("batch", "group", "none"):
+        raise ConfigError(f"network.norm must be 'batch', 'group' or 'none', but got {norm!r}.")
+
+
+def normalisation_layers(norm: str, channels: int) -> list[nn.Module]:
+    """The layer that follows a convolution with this many channels (a multiple of `GROUPS` for "group"), if any."""
+    if norm == "batch":
+        return [BatchStatistics(channels)]
+    return [nn.GroupNorm(GROUPS, channels)] if norm == "group" else []
 
 
 class BatchStatistics(nn.Module):

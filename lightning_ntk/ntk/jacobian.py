@@ -3,32 +3,98 @@
 `J(x) = d f(theta, x) / d theta`, shape `[n, C, P]` for n inputs, C outputs and P parameters.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp, vjp, vmap
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
+
+from lightning_ntk.ntk.layer_rows import layer_rows
+from lightning_ntk.ntk.layers import engine_layers
 
 Params = dict[str, Tensor]
 # f(theta, x): inputs [n, *input_shape] to outputs [n, C].
 Network = Callable[[Params, Tensor], Tensor]
 
 
+# Parameters that one float32 product sums over.
+PRODUCT_BLOCK = 8192
+
+
 def functional(module: nn.Module) -> tuple[Network, Params]:
     """A module as a pure function of its trainable parameters, with those parameters as they are (not detached)."""
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return lambda theta, x: functional_call(module, theta, (x,)), params
+
+    def network(theta: Params, x: Tensor) -> Tensor:
+        with engine_layers():
+            return functional_call(module, theta, (x,))
+
+    network.plain = lambda theta, x: functional_call(module, theta, (x,))
+    return network, params
+
+
+def in_chunks(tensor: Tensor, size: int | None, dim: int = 0) -> tuple[Tensor, ...]:
+    """Cut a tensor along an axis into the fewest, equal parts of at most `size` (at least 1); None leaves it whole."""
+    if size is None:
+        return (tensor,)
+    return tensor.tensor_split(-(-tensor.shape[dim] // max(1, size)), dim)
 
 
 def flatten(params: Params, batch_dims: int = 0) -> Tensor:
     """Concatenate parameter-shaped tensors to one vector `[..., P]`, keeping `batch_dims` leading axes."""
-    return torch.cat([p.flatten(start_dim=batch_dims) for p in params.values()], dim=-1)
+    return torch.cat([p.reshape(*p.shape[:batch_dims], -1) for p in params.values()], dim=-1)
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:
     """Cut a vector `[P]` into tensors of the shapes of `like`: the inverse of `flatten`."""
     pieces = vector.split([p.numel() for p in like.values()])
     return {name: piece.view_as(p) for (name, p), piece in zip(like.items(), pieces, strict=True)}
+
+
+def add(summands: Sequence[Params]) -> Params:
+    """The sum of parameter-shaped tensors."""
+    return {name: sum(s[name] for s in summands[1:]) + summands[0][name] for name in summands[0]}
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T in float64, for a `[..., k, P]` and b `[..., l, P]`.
+
+    Float32 products over millions of parameters lose digits that a kernel's small eigenvalues need (1e-3 of them were
+    seen at P = 12 million): short blocks are multiplied, and their results summed in float64.
+    """
+    if a.dtype == torch.float64:
+        return a @ b.mT
+    blocks = zip(a.split(PRODUCT_BLOCK, dim=-1), b.split(PRODUCT_BLOCK, dim=-1), strict=True)
+    return sum((x @ y.mT).double() for x, y in blocks)
+
+
+def gradient_and_value(function: Callable[..., Tensor], *primals: Params, batched: bool) -> tuple[list[Params], Tensor]:
+    """The gradients of a scalar function in each of its arguments, and its value; all detached.
+
+    Args:
+        batched: whether this runs inside a vmap. Outside, ordinary reverse mode is used: it frees what it has passed,
+            where `torch.func` holds on to it.
+    """
+    if batched:
+        gradients, value = grad_and_value(function, argnums=tuple(range(len(primals))))(*primals)
+        return list(gradients), value
+    with torch.enable_grad():
+        leaves = [{name: p.detach().requires_grad_() for name, p in primal.items()} for primal in primals]
+        value = function(*leaves)
+        flat = [p for leaf in leaves for p in leaf.values()]
+        found = iter(torch.autograd.grad(value, flat, allow_unused=True, materialize_grads=True))
+    return [{name: next(found) for name in leaf} for leaf in leaves], value.detach()
+
+
+def adapted_outputs(network: Network, params: Params, tangent: Params, x: Tensor) -> Tensor:
+    """f(x) + J(x) w, `[m, C]`: the network linearised at theta and moved by w.
+
+    One forward pass with a tangent. Differentiable in x.
+    """
+    outputs, change = jvp(lambda theta: network(theta, x), (params,), (tangent,))
+    return outputs + change
 
 
 class Jacobian:
@@ -47,7 +113,22 @@ class Jacobian:
         self.params = {name: p.detach() for name, p in params.items()}
         self.x = x
         self.coupled = coupled
-        self.outputs, self._pullback = vjp(lambda theta: network(theta, x), self.params)  # [n, C]
+
+    @functools.cached_property
+    def outputs(self) -> Tensor:
+        """f(x), `[n, C]`; with a graph to x where x asks for one."""
+        with torch.set_grad_enabled(self.x.requires_grad and torch.is_grad_enabled()):
+            return self.network(self.params, self.x)
+
+    @functools.cached_property
+    def output_count(self) -> int:
+        """C, from one example."""
+        with torch.no_grad():
+            return self.network(self.params, self.x[:1]).shape[1]
+
+    @functools.cached_property
+    def _pullback(self) -> Callable[[Tensor], tuple[Params]]:
+        return vjp(lambda theta: self.network(theta, self.x), self.params)[1]
 
     def jvp(self, tangent: Params) -> Tensor:
         """J v: `[n, C]` for a tangent of the parameters' shapes. Costs about two forward passes."""
@@ -57,17 +138,53 @@ class Jacobian:
         """J^T u: parameter-shaped, for a cotangent `[n, C]`. Costs one backward pass."""
         return self._pullback(cotangent)[0]
 
-    def dense(self, chunk_size: int | None = None) -> Tensor:
-        """The whole Jacobian `[n, C, P]`; `chunk_size` rows at a time when given."""
-        n, outputs = self.outputs.shape
+    def rows(self, start: int = 0, stop: int | None = None, *, pairs_at_once: int | None = None) -> Params:
+        """Rows of the examples from `start` to `stop`: each parameter's name to `[stop - start, C, *its shape]`.
+
+        Args:
+            pairs_at_once: pairs of an example and a cotangent that are worked on at once; None takes all of them. It
+                bounds the memory of activations, beside the rows themselves.
+        """
+        some = self.x[start:stop]
         if self.coupled:
-            basis = torch.eye(n * outputs, dtype=self.x.dtype, device=self.x.device).view(n * outputs, n, outputs)
-            rows = vmap(self.vjp, chunk_size=chunk_size)(basis)
-            return flatten(rows, batch_dims=1).view(n, outputs, -1)
-        basis = torch.eye(outputs, dtype=self.x.dtype, device=self.x.device)
+            return self._rows_of_the_batch(start, some.shape[0], pairs_at_once)
+        return self._rows_and_outputs(some, pairs_at_once)[0]
 
-        def of_one(example: Tensor) -> Params:
-            _, pullback = vjp(lambda theta: self.network(theta, example.unsqueeze(0)).squeeze(0), self.params)
-            return vmap(lambda cotangent: pullback(cotangent)[0])(basis)
+    def dense(self, pairs_at_once: int | None = None) -> Tensor:
+        """The whole Jacobian `[n, C, P]`; see `rows`."""
+        if self.coupled:
+            rows = self.rows(pairs_at_once=pairs_at_once)
+        else:
+            rows, self.outputs = self._rows_and_outputs(self.x, pairs_at_once)
+        return flatten(rows, batch_dims=2)
 
-        return flatten(vmap(of_one, chunk_size=chunk_size)(self.x), batch_dims=2)
+    def _rows_of_the_batch(self, start: int, count: int, pairs_at_once: int | None) -> Params:
+        """Rows of coupled examples: one cotangent each, 1 at its own output and 0 at all others of the batch."""
+        n, outputs = self.outputs.shape
+        rows = torch.eye(n * outputs, dtype=self.outputs.dtype, device=self.x.device)
+        cotangents = rows[start * outputs : (start + count) * outputs].unflatten(1, (n, outputs))
+        found = vmap(self.vjp, chunk_size=_groups(pairs_at_once, n))(cotangents)
+        return {name: part.unflatten(0, (-1, outputs)) for name, part in found.items()}
+
+    def _rows_and_outputs(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor]:
+        """Rows of examples that are not coupled, and their outputs `[n, C]`."""
+        if not (x.requires_grad or is_functorch_wrapped_tensor(x)):
+            plain = getattr(self.network, "plain", self.network)
+            parts = [layer_rows(plain, self.params, part) for part in in_chunks(x, pairs_at_once)]
+            if None not in parts:
+                if len(parts) == 1:
+                    return parts[0]
+                rows, outputs = zip(*parts, strict=True)
+                return {name: torch.cat([r[name] for r in rows]) for name in self.params}, torch.cat(outputs)
+
+        def of_one(example: Tensor) -> tuple[Params, Tensor]:
+            output, pullback = vjp(lambda theta: self.network(theta, example.unsqueeze(0)).squeeze(0), self.params)
+            basis = torch.eye(output.shape[0], dtype=output.dtype, device=output.device)
+            return vmap(lambda cotangent: pullback(cotangent)[0])(basis), output
+
+        return vmap(of_one, chunk_size=_groups(pairs_at_once, self.output_count))(x)
+
+
+def _groups(pairs: int | None, group: int) -> int | None:
+    """How many groups make up so many pairs, at least one."""
+    return None if pairs is None else max(1, pairs // group)

@@ -2,9 +2,17 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from lightning_ntk.ntk.jacobian import Jacobian, Network, Params
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, inner_products
+from lightning_ntk.ntk.memory import PLANNED_PART, available_bytes, footprint
+
+Kind = Literal["full", "trace", "mean_trace"]
+# Layer names to kernels, or the one kernel under ALL.
+Kernels = dict[str, Tensor]
+ALL = ""
 
 
 def empirical_ntk(
@@ -13,29 +21,87 @@ def empirical_ntk(
     x1: Tensor,
     x2: Tensor | None = None,
     *,
-    kind: Literal["full", "trace", "mean_trace"] = "full",
+    kind: Kind = "full",
     coupled: bool = True,
     chunk_size: int | None = None,
-) -> Tensor:
+    by_layer: bool = False,
+) -> Tensor | dict[str, Tensor]:
     """Kernel between inputs x1 `[n1, ...]` and x2 `[n2, ...]` (x1 itself when None).
 
     Args:
         kind: "full" gives `[n1, n2, C, C]`. "trace" sums the C diagonal entries of each block, "mean_trace" divides
             that sum by C; both give `[n1, n2]`. (neural-tangents' "trace" is the mean.)
         coupled: see `Jacobian`.
-        chunk_size: Jacobian rows (coupled) or examples (otherwise) in memory at a time while J is built.
+        chunk_size: examples whose Jacobian rows, C P numbers each, are in memory at a time, of x1 and of x2. None takes
+            all where they fit, else as many as fit half of the free memory. Rows that do not fit together are computed
+            again: n / chunk_size times.
+        by_layer: give the part of each layer, `{module name: kernel}`; the kernel is their sum.
 
-    Memory: the two Jacobians, n C P numbers each.
+    Raises:
+        ConfigError: an unknown kind, or rows that do not fit into memory; the message says what would.
     """
-    j1 = Jacobian(network, params, x1, coupled=coupled).dense(chunk_size)
-    j2 = j1 if x2 is None else Jacobian(network, params, x2, coupled=coupled).dense(chunk_size)
-    if kind == "full":
-        n1, c, _ = j1.shape
-        n2 = j2.shape[0]
-        return (j1.flatten(0, 1) @ j2.flatten(0, 1).T).view(n1, c, n2, c).transpose(1, 2)
-    trace = j1.flatten(1) @ j2.flatten(1).T
-    if kind == "trace":
-        return trace
-    if kind == "mean_trace":
-        return trace / j1.shape[1]
-    raise ValueError(f"Expected argument `kind` to be 'full', 'trace' or 'mean_trace', but got {kind!r}.")
+    if kind not in ("full", "trace", "mean_trace"):
+        raise ConfigError(f"Expected argument `kind` to be 'full', 'trace' or 'mean_trace', but got {kind!r}.")
+    j1 = Jacobian(network, params, x1, coupled=coupled)
+    j2 = j1 if x2 is None else Jacobian(network, params, x2, coupled=coupled)
+    pairs = footprint(network, params, x1).pairs_at_once(x1.device)
+    size = fitting_chunk(j1, j2, chunk_size)
+    starts1, starts2 = range(0, x1.shape[0], size), range(0, j2.x.shape[0], size)
+    blocks: dict[tuple[int, int], Kernels] = {}
+    for i in starts1:
+        rows1 = j1.rows(i, i + size, pairs_at_once=pairs)
+        for j in starts2:
+            if x2 is None and j < i:  # The kernel of a set with itself is symmetric.
+                blocks[i, j] = {name: _transposed(block) for name, block in blocks[j, i].items()}
+                continue
+            same = x2 is None and i == j
+            rows2 = rows1 if same else j2.rows(j, j + size, pairs_at_once=pairs)
+            blocks[i, j] = _products(rows1, rows2, kind, by_layer)
+    kernels = {
+        name: torch.cat([torch.cat([blocks[i, j][name] for j in starts2], dim=1) for i in starts1])
+        for name in blocks[0, 0]
+    }
+    kernels = {name: kernel.to(x1.dtype) for name, kernel in kernels.items()}
+    return kernels if by_layer else kernels[ALL]
+
+
+def fitting_chunk(j1: Jacobian, j2: Jacobian, chunk_size: int | None) -> int:
+    """The number of examples whose rows to hold, checked against the free memory before any work is done."""
+    of_one = j1.output_count * sum(p.numel() * p.element_size() for p in j1.params.values())
+    sides = 1 if j2 is j1 else 2
+    largest = max(j1.x.shape[0], j2.x.shape[0])
+    planned = int(PLANNED_PART * available_bytes(j1.x.device))
+    if chunk_size is not None and chunk_size < 1:
+        raise ConfigError(f"chunk_size must be at least 1 example, but got {chunk_size}.")
+    wanted = min(largest, chunk_size or largest)
+    if sides * wanted * of_one <= planned:
+        return wanted
+    fits = planned // (2 * of_one)
+    if chunk_size is not None or fits < 1:
+        raise ConfigError(
+            f"The Jacobian rows of {wanted} examples, {of_one / 2**20:.1f} MiB each, take "
+            f"{sides * wanted * of_one / 2**30:.1f} GiB, but {planned / 2**30:.1f} GiB are planned with. "
+            + (f"chunk_size={fits} would fit." if fits else "Not even one example fits: take a smaller network.")
+        )
+    return fits
+
+
+def _products(rows1: Params, rows2: Params, kind: Kind, by_layer: bool) -> Kernels:
+    """Inner products of rows `[k, C, ...]`, summed by layer or over all of them."""
+    kernels: Kernels = {}
+    for name in rows1:
+        a, b = rows1[name].flatten(2), rows2[name].flatten(2)  # [k, C, p]
+        (k1, c, _), k2 = a.shape, b.shape[0]
+        if kind == "full":
+            part = inner_products(a.flatten(0, 1), b.flatten(0, 1)).view(k1, c, k2, c).transpose(1, 2)
+        else:
+            part = inner_products(a.flatten(1), b.flatten(1))
+            part = part / c if kind == "mean_trace" else part
+        layer = name.rpartition(".")[0] if by_layer else ALL
+        kernels[layer] = kernels[layer] + part if layer in kernels else part
+    return kernels
+
+
+def _transposed(block: Tensor) -> Tensor:
+    """Theta(x2, x1) from Theta(x1, x2): both the examples and the outputs change places."""
+    return block.transpose(0, 1).transpose(2, 3) if block.dim() == 4 else block.T

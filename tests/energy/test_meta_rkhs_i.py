@@ -1,4 +1,4 @@
-"""The energies of Meta-RKHS-I: Theorem 2, the expansion that ties them together, and their bounds."""
+"""The energies of Meta-RKHS-I: the expansion that ties them together, and their bounds."""
 
 import pytest
 import torch
@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from reference import dense_jacobian
 
 from lightning_ntk.energy import meta_rkhs_i as energy
+from lightning_ntk.energy import meta_rkhs_ii
+from lightning_ntk.energy.closed_form import ClosedForm
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.jacobian import adapted_outputs, functional
 
 
 def task(kind, loss):
@@ -27,42 +29,76 @@ def task(kind, loss):
     return network, params, support_x, support_y, query_x, query_y, loss
 
 
-@pytest.mark.parametrize("kind", ["mlp", "batch", "none"])
-@pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss])
-def test_theorem_2_the_rkhs_norm_of_the_gradient_is_its_parameter_norm(kind, loss):
-    # In the RKHS of the kernel Theta, grad_f L = sum_i Theta(., x_i) g_i with g = dL/df(x_i), and its squared norm is
-    # sum_ij g_i Theta(x_i, x_j) g_j. Theorem 2 of the paper: that is ||grad_theta L||^2.
-    network, params, x, y, _, _, _ = task(kind, loss)
-    outputs = network(params, x)
-    (g,) = torch.autograd.grad(loss(outputs, y), outputs)
-    jacobian = dense_jacobian(network, params, x).detach()
-    rkhs = g.flatten() @ (jacobian @ jacobian.T) @ g.flatten()
-
-    value = loss(network(params, x), y)
-    at_one = energy.literal(network, params, x, y, loss, alpha=1.0)
-    assert (value - at_one).item() == pytest.approx(rkhs.item(), rel=1e-10)
-    assert rkhs > 1e-3
-
-
 @pytest.mark.parametrize("kind", ["mlp", "batch"])
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss])
-def test_the_cross_energy_is_the_first_order_expansion_of_the_euler_energy(kind, loss):
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_cross_energy_is_the_first_order_expansion_of_the_euler_energy(kind, loss, steps):
     data = task(kind, loss)
-    gaps = [abs(energy.euler(*data, alpha) - energy.cross(*data, alpha)).item() for alpha in (1e-2, 1e-3)]
+    gaps = [abs(energy.euler(*data, alpha, steps) - energy.cross(*data, alpha)).item() for alpha in (1e-3, 1e-4)]
     # What is left is of second order: a tenth of the step leaves a hundredth of it.
-    assert 80 < gaps[0] / gaps[1] < 120
+    assert 90 < gaps[0] / gaps[1] < 110
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss])
-def test_the_euler_energy_is_one_step_maml_for_a_linear_model(loss):
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_euler_energy_is_that_of_maml_with_k_steps_for_a_linear_model(loss, steps):
     torch.manual_seed(0)
     module = MLP((4,), 3, hidden=()).double()
     network, params = functional(module)
     _, _, sx, sy, qx, qy, _ = task("mlp", loss)
-    gradients = torch.autograd.grad(loss(network(params, sx), sy), list(params.values()))
-    stepped = {name: p - 0.3 * g for (name, p), g in zip(params.items(), gradients, strict=True)}
+    stepped = params
+    for _ in range(steps):
+        gradients = torch.autograd.grad(loss(network(stepped, sx), sy), list(stepped.values()))
+        stepped = {name: p - 1.2 / steps * g for (name, p), g in zip(stepped.items(), gradients, strict=True)}
     expected = loss(network(stepped, qx), qy)
-    assert energy.euler(network, params, sx, sy, qx, qy, loss, 0.3).item() == pytest.approx(expected.item(), rel=1e-12)
+    found = energy.euler(network, params, sx, sy, qx, qy, loss, 1.2, steps)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "batch", "group"])
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_euler_steps_are_those_of_the_function_under_the_kernel(kind, loss, steps):
+    network, params, sx, sy, qx, qy, _ = task(kind, loss)
+    on_support, on_query = (dense_jacobian(network, params, x).detach() for x in (sx, qx))
+    kernel, cross_kernel = on_support @ on_support.T, on_query @ on_support.T
+    alpha = 1.0 / torch.linalg.eigvalsh(kernel)[-1].item()
+    at_support, at_query = network(params, sx).detach(), network(params, qx).detach()
+    for _ in range(steps):
+        here = at_support.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(here, sy), here)
+        at_support = at_support - alpha / steps * (kernel @ slope.flatten()).view_as(at_support)
+        at_query = at_query - alpha / steps * (cross_kernel @ slope.flatten()).view_as(at_query)
+    expected = loss(at_query, qy).item()
+    for pairs in (None, 2) if kind != "batch" else (None,):
+        found = energy.euler(network, params, sx, sy, qx, qy, loss, alpha, steps, pairs_at_once=pairs)
+        assert found.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_many_euler_steps_on_the_squared_loss_are_the_flow_of_meta_rkhs_ii():
+    network, params, sx, sy, qx, _, _ = task("mlp", F.mse_loss)
+    half_square = lambda outputs, targets: 0.5 * (outputs - targets).square().sum()  # noqa: E731
+    flow = meta_rkhs_ii.adapt(network, params, sx, sy, ClosedForm(0.3, coupled=False))(qx)
+
+    def gap(steps):
+        tangent = energy.euler_tangent(network, params, sx, sy, half_square, 0.3, steps)
+        return (adapted_outputs(network, params, tangent, qx) - flow).norm().item()
+
+    assert gap(80) < 0.05 * gap(1)
+    assert gap(40) / gap(80) == pytest.approx(2, rel=0.1)  # Euler's method is of first order.
+
+
+@pytest.mark.parametrize("kind", ["mlp", "batch", "group"])
+def test_the_largest_eigenvalue_is_the_kernels(kind):
+    network, params, x, *_ = task(kind, F.mse_loss)
+    jacobian = dense_jacobian(network, params, x)
+    expected = torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1].item()
+    found = energy.largest_ntk_eigenvalue(network, params, x)
+    assert not found.requires_grad
+    assert 0.95 * expected < found.item() <= expected * (1 + 1e-9)
+    two = torch.vmap(lambda one: energy.largest_ntk_eigenvalue(network, params, one))(torch.stack([x, 0.5 * x]))
+    assert two[0].item() == pytest.approx(found.item(), rel=1e-9)
+    assert two[1] != two[0]
 
 
 def test_alpha_zero_is_the_plain_loss():
@@ -85,14 +121,16 @@ def test_the_literal_energy_is_unbounded_below_and_the_euler_energy_is_not():
 
 
 @pytest.mark.parametrize("kind", ["mlp", "batch", "group"])
-@pytest.mark.parametrize("form", ["literal", "cross", "euler"])
+@pytest.mark.parametrize("form", ["literal", "cross", "euler", "euler in 3 steps"])
 def test_the_energies_have_the_right_gradient(kind, form):
     network, params, sx, sy, qx, qy, loss = task(kind, F.cross_entropy)
 
     def value(theta):
         if form == "literal":
             return energy.literal(network, theta, sx, sy, loss, 0.2)
-        return getattr(energy, form)(network, theta, sx, sy, qx, qy, loss, 0.2)
+        if form == "cross":
+            return energy.cross(network, theta, sx, sy, qx, qy, loss, 0.2)
+        return energy.euler(network, theta, sx, sy, qx, qy, loss, 0.2, 3 if form.endswith("3 steps") else 1)
 
     gradients = torch.autograd.grad(value(params), list(params.values()))
     torch.manual_seed(3)

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from reference import closed_form_outputs, dense_jacobian, small_steps
 
 from lightning_ntk.energy import meta_rkhs_ii as energy
+from lightning_ntk.energy.closed_form import ClosedForm
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.networks.resnet12 import ResNet12
+from lightning_ntk.ntk import convolution, layers
 from lightning_ntk.ntk.jacobian import flatten, functional
 
 # The ridge keeps the oracle's own matrix functions well conditioned, so that the comparison can be tight.
@@ -28,6 +31,8 @@ def make_network(name):
     torch.manual_seed(0)
     if name == "mlp":
         return MLP((4,), 3, hidden=(16, 16)).double(), (4,)
+    if name.startswith("resnet12"):
+        return ResNet12((1, 16, 16), 3, width=16, norm=name.split("-")[1]).double(), (1, 16, 16)
     _, norm, downsample = name.split("-")
     return Conv4((1, 32, 32), 3, filters=8, norm=norm, downsample=downsample).double(), (1, 32, 32)
 
@@ -43,7 +48,8 @@ def make_tasks(shape, tasks=2, n=3, m=4, outputs=3):
     )
 
 
-NETWORKS = ["mlp", "conv4-batch-stride", "conv4-group-stride", "conv4-none-stride", "conv4-batch-pool"]
+CONV4 = ["conv4-batch-stride", "conv4-group-stride", "conv4-none-stride", "conv4-batch-pool"]
+NETWORKS = ["mlp", *CONV4, "resnet12-batch", "resnet12-group", "resnet12-none"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -58,10 +64,10 @@ def test_the_meta_gradient_equals_naive_autodiff(name, t, approximation, ridge, 
     )
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(expected_loss, list(params.values()))])
 
-    how = energy.ClosedForm(t, approximation, ridge, module.couples_examples, rank_tolerance=tolerance / 10)
+    how = ClosedForm(t, approximation, ridge, module.couples_examples, rank_tolerance=tolerance / 10)
     network, params = functional(module.to(dtype))
     data = (a.to(dtype) for a in (support_x, targets, query_x, query_y))
-    loss, gradient = energy.meta_gradient(network, params, *data, F.mse_loss, how)
+    loss, gradient, *_ = energy.meta_gradient(network, params, *data, F.mse_loss, how)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=tolerance)
     assert (flatten(gradient).double() - expected).norm() < tolerance * expected.norm()
 
@@ -71,12 +77,69 @@ def test_tasks_at_once_equal_tasks_one_by_one(name):
     module, shape = make_network(name)
     network, params = functional(module)
     tasks = make_tasks(shape, tasks=3)
-    how = energy.ClosedForm(10.0, ridge=0.1, coupled=module.couples_examples, rank_tolerance=1e-12)
+    how = ClosedForm(10.0, ridge=0.1, coupled=module.couples_examples, rank_tolerance=1e-12)
     one_by_one = energy.meta_gradient(network, params, *tasks, F.mse_loss, how, tasks_per_chunk=1)
-    for chunk in (2, 3):
-        loss, gradient = energy.meta_gradient(network, params, *tasks, F.mse_loss, how, tasks_per_chunk=chunk)
+    for settings in ({"tasks_per_chunk": 2}, {"tasks_per_chunk": 3}, {"tasks_per_chunk": 3, "queries_apart": True}):
+        loss, gradient, *_ = energy.meta_gradient(network, params, *tasks, F.mse_loss, how, **settings)
         assert torch.allclose(loss, one_by_one[0], rtol=1e-12)
         assert (flatten(gradient) - flatten(one_by_one[1])).norm() < 1e-10 * flatten(gradient).norm()
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv4-batch-stride", "conv4-none-stride"])
+@pytest.mark.parametrize("pairs_at_once", [1, 7])
+@pytest.mark.parametrize("t", [10.0, math.inf])
+def test_pairs_at_once_change_nothing(name, pairs_at_once, t):
+    module, shape = make_network(name)
+    network, params = functional(module)
+    tasks = make_tasks(shape, tasks=2)
+    how = ClosedForm(t, ridge=0.1, coupled=module.couples_examples, rank_tolerance=1e-12)
+    whole = energy.meta_gradient(network, params, *tasks, F.mse_loss, how)
+    for tasks_per_chunk in (1, 2):
+        parted = energy.meta_gradient(
+            network, params, *tasks, F.mse_loss, how, tasks_per_chunk=tasks_per_chunk, pairs_at_once=pairs_at_once
+        )
+        assert torch.allclose(parted.loss, whole.loss, rtol=1e-12)
+        assert (flatten(parted.gradient) - flatten(whole.gradient)).norm() < 1e-10 * flatten(whole.gradient).norm()
+
+
+def test_few_directions_where_they_suffice_and_an_examples_own_rows_where_they_do_not():
+    module, shape = make_network("conv4-none-stride")
+    network, params = functional(module)
+    tasks = make_tasks(shape, tasks=1, n=6)
+
+    def tangents(t, coupled, approximation="exact"):
+        how = ClosedForm(t, approximation, ridge=0.1, coupled=coupled, rank_tolerance=1e-9)
+        return energy.meta_gradient(network, params, *tasks, F.mse_loss, how).tangents
+
+    assert tangents(math.inf, coupled=False) == 2
+    assert tangents(10.0, coupled=False, approximation="pade11") == 2
+    assert tangents(10.0, coupled=True) > 3
+    assert tangents(10.0, coupled=False) == 3
+
+
+@pytest.mark.parametrize("form", ["loops", "groups"])
+@pytest.mark.parametrize("name", ["conv4-none-stride", "conv4-group-stride"])
+def test_on_images_that_the_engine_takes_over_the_gradient_is_the_same(name, form, monkeypatch):
+    module, shape = make_network(name)
+    network, params = functional(module)
+    tasks = make_tasks(shape, tasks=2)
+    how = ClosedForm(10.0, ridge=0.1, coupled=False, rank_tolerance=1e-12)
+    expected = energy.meta_gradient(network, params, *tasks, F.mse_loss, how)
+    monkeypatch.setattr(layers, "SMALLEST_IMAGE", 0)
+    monkeypatch.setattr(convolution, "_loops", lambda tensor: form == "loops")
+    for chunks in ({"tasks_per_chunk": 1}, {"tasks_per_chunk": 2}, {"pairs_at_once": 4}):
+        found = energy.meta_gradient(network, params, *tasks, F.mse_loss, how, **chunks)
+        assert (flatten(found.gradient) - flatten(expected.gradient)).norm() < 1e-10 * flatten(expected.gradient).norm()
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-5])
+def test_what_the_truncation_left_out_is_reported_and_within_the_tolerance(tolerance):
+    module, shape = make_network("conv4-batch-stride")
+    network, params = functional(module)
+    how = ClosedForm(0.1, rank_tolerance=tolerance)
+    result = energy.meta_gradient(network, params, *make_tasks(shape, tasks=2, n=6), F.mse_loss, how)
+    assert 0 < result.left_out <= tolerance
+    assert 1 <= result.tangents < 18
 
 
 def test_a_looser_rank_tolerance_stays_within_its_error():
@@ -85,9 +148,7 @@ def test_a_looser_rank_tolerance_stays_within_its_error():
     tasks = make_tasks(shape, tasks=1, n=6)
     gradients = {
         tolerance: flatten(
-            energy.meta_gradient(
-                network, params, *tasks, F.mse_loss, energy.ClosedForm(10.0, rank_tolerance=tolerance)
-            )[1]
+            energy.meta_gradient(network, params, *tasks, F.mse_loss, ClosedForm(10.0, rank_tolerance=tolerance))[1]
         )
         for tolerance in (1e-13, 1e-3)
     }
@@ -99,8 +160,7 @@ def test_the_adapted_function_is_the_linearised_network_after_many_small_steps()
     module, _ = make_network("mlp")
     network, params = functional(module)
     x, y, query_x, _ = (a[0] for a in make_tasks((4,), tasks=1))
-    tangent = energy.adapt(network, params, x, y, energy.ClosedForm(2.0, coupled=False))
-    adapted = energy.adapted_outputs(network, params, tangent, query_x)
+    adapted = energy.adapt(network, params, x, y, ClosedForm(2.0, coupled=False))(query_x)
 
     jacobian = dense_jacobian(network, params, x)
     moved = small_steps(jacobian, network(params, x).flatten(), y.flatten(), t=2.0, steps=20_000)
@@ -117,8 +177,7 @@ def test_for_a_wide_network_and_a_short_time_it_is_gradient_descent_itself():
     x, y = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
     query_x = torch.randn(5, 4, dtype=torch.float64)
     t, steps = 0.01, 100
-    tangent = energy.adapt(network, params, x, y, energy.ClosedForm(t, coupled=False))
-    adapted = energy.adapted_outputs(network, params, tangent, query_x)
+    adapted = energy.adapt(network, params, x, y, ClosedForm(t, coupled=False))(query_x)
     theta = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     for _ in range(steps):
         loss = 0.5 * (network(theta, x) - y).square().sum()
@@ -136,10 +195,10 @@ def test_time_zero_changes_nothing_and_infinite_time_fits_the_support():
     module, _ = make_network("mlp")
     network, params = functional(module)
     x, y, query_x, _ = (a[0] for a in make_tasks((4,), tasks=1))
-    still = energy.adapt(network, params, x, y, energy.ClosedForm(1e-9))
-    assert torch.allclose(energy.adapted_outputs(network, params, still, query_x), network(params, query_x), atol=1e-6)
-    fitted = energy.adapt(network, params, x, y, energy.ClosedForm(math.inf))
-    assert torch.allclose(energy.adapted_outputs(network, params, fitted, x), y, atol=1e-6)
+    still = energy.adapt(network, params, x, y, ClosedForm(1e-9))
+    assert torch.allclose(still(query_x), network(params, query_x), atol=1e-6)
+    fitted = energy.adapt(network, params, x, y, ClosedForm(math.inf))
+    assert torch.allclose(fitted(x), y, atol=1e-6)
 
 
 def test_with_gradient_hands_a_given_gradient_to_backward():

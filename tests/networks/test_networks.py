@@ -45,10 +45,17 @@ def test_the_input_is_normalised_by_the_given_statistics():
         ((4,), {}, "network=mlp"),
         ((1, 28, 28), {"norm": "layer"}, "network.norm"),
         ((1, 28, 28), {"norm": "group", "filters": 12}, "network.filters"),
+        ((1, 28, 28), {"filters": 0}, "network.filters"),
         ((1, 28, 28), {"downsample": "crop"}, "network.downsample"),
         ((1, 12, 12), {"downsample": "pool"}, "network.downsample"),
     ],
 )
-def test_bad_settings_name_their_key(shape, settings, key):
+def test_conv4s_bad_settings_name_their_key(shape, settings, key):
     with pytest.raises(ConfigError, match=key):
         Conv4(shape, 5, **settings)
+
+
+@pytest.mark.parametrize("hidden", [(0,), (40, -3)])
+def test_an_mlp_needs_widths(hidden):
+    with pytest.raises(ConfigError, match=r"network\.hidden"):
+        MLP((4,), 3, hidden=hidden)

@@ -29,7 +29,7 @@ def test_dense_and_products_equal_the_definition(module, x):
     jacobian = Jacobian(network, params, x, coupled=module.couples_examples)
     n, outputs = jacobian.outputs.shape
     assert torch.allclose(jacobian.dense().view(n * outputs, -1), expected, atol=1e-12)
-    assert torch.allclose(jacobian.dense(chunk_size=3).view(n * outputs, -1), expected, atol=1e-12)
+    assert torch.allclose(jacobian.dense(pairs_at_once=3).view(n * outputs, -1), expected, atol=1e-12)
     v, u = torch.randn(expected.shape[1], dtype=x.dtype), torch.randn(n, outputs, dtype=x.dtype)
     assert torch.allclose(jacobian.jvp(unflatten(v, params)).flatten(), expected @ v, atol=1e-10)
     assert torch.allclose(flatten(jacobian.vjp(u)), u.flatten() @ expected, atol=1e-10)
@@ -51,21 +51,6 @@ def test_a_batch_norm_network_really_couples_its_examples():
     whole = Jacobian(network, params, x, coupled=True).dense()
     single = Jacobian(network, params, x, coupled=False).dense()
     assert (whole - single).abs().max() > 1e-2
-
-
-def test_kernel_kinds_agree_with_the_full_one():
-    module = MLP((3,), 2, hidden=(5,)).double()
-    network, params = functional(module)
-    x1, x2 = torch.randn(4, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
-    full = empirical_ntk(network, params, x1, x2)
-    assert full.shape == (4, 3, 2, 2)
-    j1, j2 = dense_jacobian(network, params, x1), dense_jacobian(network, params, x2)
-    assert torch.allclose(full.transpose(1, 2).reshape(8, 6), j1 @ j2.T)
-    trace = full.diagonal(dim1=2, dim2=3).sum(-1)
-    assert torch.allclose(empirical_ntk(network, params, x1, x2, kind="trace"), trace)
-    assert torch.allclose(empirical_ntk(network, params, x1, x2, kind="mean_trace"), trace / 2)
-    with pytest.raises(ValueError, match="mean_trace"):
-        empirical_ntk(network, params, x1, kind="nonsense")
 
 
 def test_flatten_and_unflatten_are_inverse():

@@ -1,0 +1,72 @@
+"""What Meta-RKHS-II is asked to compute, and how much of it at once."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from lightning_ntk.ntk.flow import Approximation, GradientFlow, gradient_flow
+
+
+class Solution(NamedTuple):
+    """The adaptation to one task, f(x) + Theta(x, X) a, and how a depends on H and f(X). All in float64.
+
+    Attributes:
+        a: `[n C]`.
+        apply: maps c `[n C]` to b `[n C]` with d<c, a> = -<b, df(X)> where H is held fixed.
+        adjoint: maps c to the symmetric G `[n C, n C]` with d<c, a> = <G, dH> where f(X) is held fixed.
+    """
+
+    a: Tensor
+    apply: Callable[[Tensor], Tensor]
+    adjoint: Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClosedForm:
+    """How the adaptation is solved. See `ntk.flow.GradientFlow` for t, approximation and ridge.
+
+    Attributes:
+        coupled: the network's `couples_examples`.
+        rank_tolerance: see `energy.support_gradient.truncate`.
+        kernel: "full", or "trace" (`energy.trace_kernel`, for networks that do not couple examples).
+    """
+
+    t: float
+    approximation: Approximation = "exact"
+    ridge: float = 0.0
+    coupled: bool = True
+    rank_tolerance: float = 1e-6
+    kernel: Literal["full", "trace"] = "full"
+
+    def solve(self, kernel: Tensor, outputs: Tensor, targets: Tensor) -> Solution:
+        """a = phi(H) (Y - f(X)), from H `[n C, n C]`, f(X) and real targets Y `[n, C]`."""
+        flow = GradientFlow(kernel, self.t, approximation=self.approximation, ridge=self.ridge)
+        residual = (targets - outputs).flatten().double()
+        if kernel.requires_grad:  # Differentiated through: by the flow's own formula, not by that of `eigh`.
+            a = gradient_flow(kernel, residual, self.t, approximation=self.approximation, ridge=self.ridge)
+        else:
+            a = flow.apply(residual)
+        return Solution(a, flow.apply, lambda c: flow.adjoint(c, residual))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How a task is worked on.
+
+    Attributes:
+        coupled: whether the network couples its examples.
+        pairs_at_once: pairs of an example and a direction at once; None takes all.
+        batched: whether this happens inside a vmap over tasks.
+        queries_apart: whether the query sets are taken out of that vmap, one by one.
+    """
+
+    coupled: bool
+    pairs_at_once: int | None
+    batched: bool
+    queries_apart: bool = False
+
+    def at_once(self, group: int) -> int | None:
+        """How many groups of so many pairs at once."""
+        return None if self.pairs_at_once is None else self.pairs_at_once // group

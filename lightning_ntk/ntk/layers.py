@@ -1,0 +1,63 @@
+"""The context in which a network's layers are the engine's: fast under nested derivatives and vmap."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_ntk.ntk.convolution import convolve, geometry_of
+from lightning_ntk.ntk.pooling import Window, max_pool
+from lightning_ntk.ntk.standardise import standardise
+
+# Layers on smaller images (channels * height * width) stay PyTorch's own: there the engine's bookkeeping costs more
+# than it saves, and PyTorch hands single images of that size to a slower kernel than oneDNN's.
+SMALLEST_IMAGE = 20480
+
+
+class engine_layers(TorchFunctionMode):
+    """Inside, `F.conv2d`, `F.max_pool2d` and `F.group_norm` of any network are the engine's.
+
+    Under autocast they stay PyTorch's own, which choose their precision.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.conv2d:
+            replaced = _as_convolve(*args, **kwargs)
+        elif func in (F.max_pool2d, torch.max_pool2d):
+            replaced = _as_max_pool(*args, **kwargs)
+        elif func is F.group_norm:
+            replaced = _as_standardise(*args, **kwargs)
+        else:
+            replaced = None
+        return func(*args, **kwargs) if replaced is None else replaced
+
+
+def _is_served(input: Tensor) -> bool:
+    """Whether the engine takes over: images in a batch, large enough, and not under autocast."""
+    large = input.dim() == 4 and input.shape[1:].numel() >= SMALLEST_IMAGE
+    return large and not torch.is_autocast_enabled(input.device.type)
+
+
+def _as_convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    if isinstance(padding, str) or not _is_served(input):
+        return None
+    return convolve(input, weight, bias, geometry_of(stride, padding, dilation, groups))
+
+
+def _as_max_pool(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    if return_indices or not _is_served(input):
+        return None
+    pairs = (_pair(kernel_size), _pair(stride or kernel_size), _pair(padding), _pair(dilation))
+    return max_pool(input, Window(*pairs, ceil_mode))
+
+
+def _as_standardise(input, num_groups, weight=None, bias=None, eps=1e-5):
+    if not _is_served(input) or (weight is None) != (bias is None):
+        return None
+    result = standardise(input, num_groups, eps)
+    return result if weight is None else torch.addcmul(bias.view(-1, 1, 1), result, weight.view(-1, 1, 1))
+
+
+def _pair(value) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

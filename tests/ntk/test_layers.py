@@ -1,0 +1,90 @@
+"""The engine's convolution and pooling against PyTorch's own, through every nesting of derivatives and vmap."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nestings import NESTINGS, assert_close
+
+from lightning_ntk.ntk import convolution, layers
+from lightning_ntk.ntk.layers import engine_layers
+
+SHAPES = {
+    "plain": {"stride": 1, "padding": 1},
+    "strided": {"stride": 2, "padding": 1},
+    "uneven": {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+    "by_channel": {"stride": 1, "padding": 1, "groups": 2},
+}
+POOLS = {
+    "halves": {"kernel_size": 2},
+    "overlap": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "ceil": {"kernel_size": 2, "ceil_mode": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def on_small_images(monkeypatch):
+    monkeypatch.setattr(layers, "SMALLEST_IMAGE", 0)
+
+
+@pytest.fixture(params=["loops", "groups"])
+def leading_axes(request, monkeypatch):
+    # The form for GPUs is plain tensor algebra, so it can be checked on a CPU.
+    if request.param == "groups":
+        monkeypatch.setattr(convolution, "_loops", lambda tensor: False)
+
+
+def problem(shape, pool):
+    torch.manual_seed(0)
+    groups = SHAPES[shape].get("groups", 1)
+    theta = {
+        "weight": torch.randn(4, 2 // groups, 3, 3, dtype=torch.float64),
+        "bias": torch.randn(4, dtype=torch.float64),
+        "head": torch.randn(4, 3, dtype=torch.float64),
+    }
+    x = torch.randn(3, 2, 7, 8, dtype=torch.float64)
+
+    def network(theta, x):
+        hidden = torch.tanh(F.conv2d(x, theta["weight"], theta["bias"], **SHAPES[shape]))
+        return F.max_pool2d(hidden, **POOLS[pool]).square().mean((-2, -1)) @ theta["head"]
+
+    return network, theta, x
+
+
+def engine(network):
+    def inside(theta, x):
+        with engine_layers():
+            return network(theta, x)
+
+    return inside
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolution_is_pytorchs_under(nesting, shape, leading_axes):
+    network, theta, x = problem(shape, "halves")
+    assert_close(nesting(engine(network), theta, x), nesting(network, theta, x))
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("pool", ["overlap", "ceil"])
+def test_pooling_is_pytorchs_under(nesting, pool):
+    network, theta, x = problem("plain", pool)
+    assert_close(nesting(engine(network), theta, x), nesting(network, theta, x))
+
+
+def test_the_engine_takes_over_only_inside_its_context_and_only_what_it_serves(monkeypatch):
+    calls = []
+    monkeypatch.setattr(layers, "convolve", lambda *a: calls.append("convolve") or F.conv2d(a[0], a[1], padding=1))
+    x, weight = torch.randn(2, 1, 6, 6), torch.randn(2, 1, 3, 3)
+    F.conv2d(x, weight, padding=1)
+    with engine_layers():
+        F.conv2d(x, weight, padding="same")
+        F.conv2d(x[0], weight, padding=1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert F.conv2d(x, weight, padding=1).dtype == torch.bfloat16
+        assert calls == []
+        F.conv2d(x, weight, padding=1)
+        assert calls == ["convolve"]
+        monkeypatch.setattr(layers, "SMALLEST_IMAGE", 37)
+        F.conv2d(x, weight, padding=1)
+        assert calls == ["convolve"]
