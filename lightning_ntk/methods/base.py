@@ -4,7 +4,9 @@ A method adds `meta_loss(episodes)` and `adapt(support_x, support_y)`. Training,
 out-of-distribution evaluation are written once, against these two.
 """
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,17 +36,25 @@ class MetaLearner(pl.LightningModule):
 
     # False where the method's training needs no steps (a reference point): `train` then goes straight to testing.
     meta_trains = True
+    # True where the method solves with the network's kernel, which parameters of 16 bits would spoil.
+    solves_kernels = False
+    # True where a task may have any number of ways, whatever the network's outputs are: a method without a head.
+    any_ways = False
+    # True where the predictor of `adapt` passes gradients on to a support that asks for them (`requires_grad`).
+    adapts_differentiably = False
 
     def __init__(self, network: nn.Module, spec: TaskSpec, *, lr: float = 1e-3) -> None:
         super().__init__()
-        if not lr > 0:
-            raise ConfigError(f"method.lr must be positive, but got {lr}.")
+        if not (lr > 0 and math.isfinite(lr)):
+            raise ConfigError(f"method.lr must be a finite positive number, but got {lr}.")
         self.network = network
         self.spec = spec
         self.lr = lr
         self.scores: dict[str, list[float]] = {}
         # What the checkpoint tells of the run: plain types, so that it loads without unpickling anything else.
         self.run: dict[str, Any] = {}
+        # What the run had logged when it was taken up from a checkpoint.
+        self.measured: dict[str, float] = {}
         self._collected: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     # ---- what a method provides ------------------------------------------------------------------------------------
@@ -65,6 +75,10 @@ class MetaLearner(pl.LightningModule):
         """The loss of one task, a mean over its examples: cross-entropy, or the mean squared error in regression."""
         return F.cross_entropy(outputs, targets) if self.spec.kind == "classification" else F.mse_loss(outputs, targets)
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Class probabilities `[..., C]` of outputs `[..., C]` in classification: the softmax, for cross-entropy."""
+        return outputs.softmax(-1)
+
     # ---- written once for all methods ------------------------------------------------------------------------------
 
     def predict(self, episodes: Episode) -> Tensor:
@@ -82,21 +96,42 @@ class MetaLearner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
+        checkpoint["measured"] = self.measured | measurements(self.trainer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.measured = checkpoint.get("measured", {})
+        if self.lr != checkpoint["run"]["config"]["method"].get("lr", self.lr):
+            # Adam's moments go on; the learning rate is the one asked for now, not the one that lies beside them.
+            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
+                group["lr"] = self.lr
 
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
-        loss = self.meta_loss(episodes)
+        with self._explained():
+            loss = self.meta_loss(episodes)
         # Reading a value off a GPU waits for it, so there the check is made only where the loop waits anyway.
         if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
             self.check_finite(loss)
         self.log("train/loss", loss, batch_size=episodes.tasks, prog_bar=True)
         return loss
 
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A decomposition fails where numbers are not finite: say so by a `DivergenceError`."""
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:
+            raise DivergenceError(
+                f"A kernel could not be decomposed at step {self.global_step}: {error} Its numbers are no longer "
+                f"finite. Lower method.lr (now {self.lr}) or, at method.t=inf, set method.ridge."
+            ) from error
+
     def check_finite(self, loss: Tensor) -> None:
         """Raise `DivergenceError` when the training loss is no longer a finite number."""
         if not torch.isfinite(loss):
+            inner = f" or method.inner_lr (now {self.inner_lr})" if hasattr(self, "inner_lr") else ""
             raise DivergenceError(
-                f"The meta-loss became {loss.item()} at step {self.global_step}. Lower method.lr (now {self.lr}), set "
-                "trainer.gradient_clip_val=1, or start again from the last checkpoint with ckpt=."
+                f"The meta-loss became {loss.item()} at step {self.global_step}. Lower method.lr (now {self.lr})"
+                f"{inner}, set trainer.gradient_clip_val=1, or start again from the last checkpoint with ckpt=."
             )
 
     def validation_step(self, episodes: Episode, batch_idx: int) -> None:
@@ -112,7 +147,8 @@ class MetaLearner(pl.LightningModule):
         self._log_scores("test")
 
     def _collect(self, episodes: Episode) -> None:
-        scores = self.score(self.predict(episodes).detach(), episodes.query_y)
+        with self._explained():
+            scores = self.score(self.predict(episodes).detach(), episodes.query_y)
         self._collected.append((episodes.index, scores))
 
     def _log_scores(self, split: str) -> None:
@@ -138,3 +174,8 @@ class MetaLearner(pl.LightningModule):
             merged = {index: scores for part in parts for index, scores in part.items()}
         ordered = [merged[index] for index in sorted(merged)]
         return {name: [scores[name] for scores in ordered] for name in (ordered[0] if ordered else {})}
+
+
+def measurements(trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics that have been logged, by the dashboard's names."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}

@@ -1,18 +1,21 @@
 """Meta-RKHS-I: a fast-adaptive regulariser in place of an inner loop."""
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
 from lightning_ntk.energy import meta_rkhs_i as energy
-from lightning_ntk.energy.meta_rkhs_ii import adapted_outputs
-from lightning_ntk.energy.tasks import check_tasks_per_chunk, each_task
+from lightning_ntk.energy.euler_steps import EulerSteps, capped
+from lightning_ntk.energy.meta_rkhs_ii import adapt as adapt_on_kernel
+from lightning_ntk.energy.meta_rkhs_ii import meta_gradient, with_gradient
+from lightning_ntk.energy.tasks import Planner, each_task
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_inner_loop
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.methods.inner_loop import check_choice, check_inner_loop
+from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, functional
 
 ENERGIES = ("euler", "cross", "literal")
 ADAPTATIONS = ("gradient_descent", "euler")
@@ -20,25 +23,37 @@ ADAPTATIONS = ("gradient_descent", "euler")
 # A cross-entropy or a mean squared error is positive, so an energy this far below 0 is the norm term running away.
 DIVERGED_BELOW = -100.0
 
+# Passes of a support example that one Euler step takes, and its part of the meta-gradient, where no kernel is built.
+MATRIX_FREE_PASSES = 9
+
 
 class MetaRKHSI(MetaLearner):
     """Minimises E_m[ L_m(f) - alpha ||grad_f L_m(f)||_H^2 ] (Zhou et al. 2021, eq. 4) or its bounded form.
 
-    Cross-entropy in classification, squared loss in regression. Cost per task, in the paper's terms: O(n C1).
+    Cross-entropy in classification, squared loss in regression. Cost per task, in the paper's terms: O(n C1) for eq. 4
+    and one Euler step, O(n C1 + k n^2) or O(n k C1) for k of them. docs/META_RKHS_I.md has what was tried.
 
     Args:
-        energy: "euler" (default; ours): the query loss after one gradient step in the RKHS, bounded below by 0, whose
-            first-order expansion in alpha is eq. 4. "literal": eq. 4 as written, on one batch (support and query
-            together). "cross": eq. 4 with its unbiased estimator. The last two are unbounded below and diverge under
-            Adam sooner or later; training then stops with `DivergenceError`. See `energy.meta_rkhs_i`.
+        energy: "euler" (default; ours): the query loss after `euler_steps` gradient steps in the RKHS, bounded below by
+            0, whose first-order expansion in alpha is eq. 4. "literal": eq. 4 as written, on one batch (support and
+            query together). "cross": eq. 4 with its unbiased estimator. The last two are unbounded below and diverge
+            under Adam sooner or later; training then stops with `DivergenceError`. See `energy.meta_rkhs_i`.
         alpha: step of the energy. By Theorems 3 and 4 it stands for k inner steps of size alpha / k.
-        adaptation: at test, "gradient_descent" is the paper's (`adapt_steps` steps of `adapt_lr`); "euler" takes the
-            single functional step that the euler energy trains for.
+        euler_steps: k (ours), of the euler energy. The network's parameters stay where they are: each step moves the
+            function, under the kernel at theta. 1 costs a vjp and a jvp. More are taken on the support's kernel, at the
+            cost of Meta-RKHS-II's step whatever k is, or without it where it would cost more (`_by_kernel`).
+        step_cap: c (ours): a step, alpha or alpha / euler_steps, is at most c * 2 n / lambda_max in each task, with
+            lambda_max of the NTK on its n support examples; below c = 1 every step is stable wherever the loss curves
+            by less than 1 in an output. None leaves alpha as it is.
+        adaptation: at test, "euler" takes the functional steps that the euler energy trains for; "gradient_descent" is
+            the paper's, `adapt_steps` steps of `adapt_lr` through the network. None: what the energy trains for.
         adapt_steps: the paper uses 10.
         adapt_lr: step size of the gradient descent.
-        tasks_per_chunk: tasks computed at once by vmap.
+        tasks_per_chunk: tasks computed at once by vmap; None lets sizes and free memory decide.
         lr: meta learning rate.
     """
+
+    adapts_differentiably = True
 
     def __init__(
         self,
@@ -46,41 +61,101 @@ class MetaRKHSI(MetaLearner):
         spec: TaskSpec,
         *,
         energy: str = "euler",
-        alpha: float = 0.5,
-        adaptation: str = "gradient_descent",
+        alpha: float = 1.0,
+        euler_steps: int = 50,
+        step_cap: float | None = None,
+        adaptation: str | None = None,
         adapt_steps: int = 10,
         adapt_lr: float = 0.1,
-        tasks_per_chunk: int = 4,
-        lr: float = 1e-3,
+        tasks_per_chunk: int | None = None,
+        lr: float = 5e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)
-        if energy not in ENERGIES:
-            raise ConfigError(f"method.energy must be one of {', '.join(ENERGIES)}, but got {energy!r}.")
-        if adaptation not in ADAPTATIONS:
-            raise ConfigError(f"method.adaptation must be one of {', '.join(ADAPTATIONS)}, but got {adaptation!r}.")
+        check_choice(energy, ENERGIES, "energy")
+        if adaptation not in (*ADAPTATIONS, None):
+            raise ConfigError(
+                f"method.adaptation must be one of {', '.join(ADAPTATIONS)}, or null, but got {adaptation!r}."
+            )
         if not (alpha >= 0 and math.isfinite(alpha)):
             raise ConfigError(f"method.alpha must be a finite number >= 0, but got {alpha}.")
+        if euler_steps < 1:
+            raise ConfigError(f"method.euler_steps must be 1 or more, but got {euler_steps}.")
+        if step_cap is not None and not (step_cap > 0 and math.isfinite(step_cap)):
+            raise ConfigError(f"method.step_cap must be a finite positive number, or null, but got {step_cap}.")
         check_inner_loop(adapt_steps, adapt_lr, "adapt_steps", "adapt_lr")
-        check_tasks_per_chunk(tasks_per_chunk)
         self.energy = energy
         self.alpha = alpha
-        self.adaptation = adaptation
+        self.euler_steps = euler_steps
+        self.step_cap = step_cap
+        self.adaptation = adaptation or ("euler" if energy == "euler" else "gradient_descent")
         self.adapt_steps = adapt_steps
         self.adapt_lr = adapt_lr
-        self.tasks_per_chunk = tasks_per_chunk
+        self.coupled = getattr(network, "couples_examples", True)
+        outputs = spec.outputs if energy == "euler" and euler_steps > 1 else 0
+        self.planner = Planner(tasks_per_chunk=tasks_per_chunk, coupled=self.coupled, outputs=outputs)
 
     def meta_loss(self, episodes: Episode) -> Tensor:
         data = (episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y)
-        chunks = zip(*(part.split(self.tasks_per_chunk) for part in data), strict=True)
-        return torch.cat([each_task(self._task_energy, chunk) for chunk in chunks]).mean()
-
-    def _task_energy(self, support_x: Tensor, support_y: Tensor, query_x: Tensor, query_y: Tensor) -> Tensor:
         network, params = functional(self.network)
+        plan = self.planner.chunks(network, params, episodes.support_x, episodes.query_x)
+        if self.energy == "euler" and self._by_kernel(examples=episodes.support_x.shape[1]):
+            try:
+                loss, gradient, _, _ = meta_gradient(
+                    network,
+                    params,
+                    *data,
+                    self.loss,
+                    self.steps,
+                    tasks_per_chunk=plan.tasks,
+                    pairs_at_once=plan.pairs,
+                    queries_apart=plan.queries_apart,
+                )
+            except torch.linalg.LinAlgError as error:  # A decomposition of numbers that are not finite.
+                raise DivergenceError(
+                    f"The {self.euler_steps} Euler steps of Meta-RKHS-I left the finite numbers: they are too long for "
+                    f"the kernel. Lower method.alpha (now {self.alpha}) or method.lr (now {self.lr}), or set "
+                    "method.step_cap=0.4, which keeps each step stable."
+                ) from error
+            return with_gradient(loss, params, gradient)
+        pairs = None if self.coupled else plan.pairs  # A coupled network's queries cannot be parted.
+
+        def task_energy(*task: Tensor) -> Tensor:
+            return self._task_energy(network, params, *task, pairs)
+
+        chunks = zip(*(part.split(plan.tasks) for part in data), strict=True)
+        return torch.cat([each_task(task_energy, chunk) for chunk in chunks]).mean()
+
+    @property
+    def steps(self) -> EulerSteps:
+        """The steps of the euler energy. On a GPU all of their derivative is taken, so that the host need not wait to
+        choose a part of it: without coupled examples, nothing else in them waits."""
+        steps = EulerSteps(self.loss, self.alpha, self.euler_steps, self.step_cap, self.coupled)
+        whole = self.device.type == "cuda" and not self.coupled
+        return dataclasses.replace(steps, rank_tolerance=0.0) if whole else steps
+
+    def _by_kernel(self, examples: int) -> bool:
+        """Whether the support's kernel is worth building: it makes further steps free, but a first one dear.
+
+        It takes a backward pass of an example for each of its C outputs, or of all n for each of n C where they are
+        coupled; without it, a step takes about MATRIX_FREE_PASSES passes of each example.
+        """
+        passes = self.spec.outputs * (examples if self.coupled else 1)
+        return self.euler_steps > 1 and passes <= MATRIX_FREE_PASSES * self.euler_steps
+
+    def _task_energy(self, network, params, support_x, support_y, query_x, query_y, pairs_at_once) -> Tensor:
         if self.energy == "literal":
             x, y = torch.cat([support_x, query_x]), torch.cat([support_y, query_y])
-            return energy.literal(network, params, x, y, self.loss, self.alpha)
-        form = energy.euler if self.energy == "euler" else energy.cross
-        return form(network, params, support_x, support_y, query_x, query_y, self.loss, self.alpha)
+            return energy.literal(network, params, x, y, self.loss, self._alpha(network, params, x, 1))
+        task = (support_x, support_y, query_x, query_y)
+        if self.energy == "cross":
+            return energy.cross(network, params, *task, self.loss, self._alpha(network, params, support_x, 1))
+        alpha = self._alpha(network, params, support_x, self.euler_steps)
+        return energy.euler(network, params, *task, self.loss, alpha, self.euler_steps, pairs_at_once=pairs_at_once)
+
+    def _alpha(self, network: Network, params: Params, x: Tensor, steps: int) -> energy.Step:
+        """alpha, or what the cap leaves of it, for so many steps on inputs `[n, ...]` of one task."""
+        largest = lambda: energy.largest_ntk_eigenvalue(network, params, x)  # noqa: E731
+        return capped(self.alpha, steps, self.step_cap, x.shape[0], largest)
 
     def check_finite(self, loss: Tensor) -> None:
         if loss < DIVERGED_BELOW:
@@ -94,11 +169,15 @@ class MetaRKHSI(MetaLearner):
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         network, params = functional(self.network)
         params = {name: p.detach() for name, p in params.items()}
+        if self.adaptation == "euler" and self._by_kernel(examples=support_x.shape[0]):
+            pairs = self.planner.chunks(network, params, support_x[None], support_x[None]).pairs
+            return adapt_on_kernel(network, params, support_x, support_y, self.steps, pairs_at_once=pairs)
         if self.adaptation == "euler":
-            tangent = energy.euler_step(network, params, support_x, support_y, self.loss, self.alpha)
+            alpha = self._alpha(network, params, support_x, self.euler_steps)
+            tangent = energy.euler_tangent(network, params, support_x, support_y, self.loss, alpha, self.euler_steps)
             return lambda x: adapted_outputs(network, params, tangent, x)
         adapted = params
         for _ in range(self.adapt_steps):
-            step = energy.euler_step(network, adapted, support_x, support_y, self.loss, self.adapt_lr)
-            adapted = {name: p + step[name] for name, p in adapted.items()}
+            gradient, _ = energy.loss_gradient(network, adapted, support_x, support_y, self.loss)
+            adapted = {name: p - self.adapt_lr * gradient[name] for name, p in adapted.items()}
         return lambda x: network(adapted, x)

@@ -1,16 +1,22 @@
 """What is particular to Meta-RKHS-I and Meta-RKHS-II."""
 
+import contextlib
+import dataclasses
 import math
 
 import pytest
 import torch
-from test_contract import make, tasks
+from reference import dense_jacobian
+from test_contract import in_double, make, tasks
 
-from lightning_ntk.episode import TaskSpec
+from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.meta_rkhs_i import MetaRKHSI
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.ntk import layers
+from lightning_ntk.ntk.jacobian import functional
 
 SPEC = TaskSpec("regression", (1,), 1)
 
@@ -35,7 +41,7 @@ def test_tasks_per_chunk_changes_nothing_but_speed(chunk):
     losses = []
     for size in (1, chunk):
         method = make("meta_rkhs_ii", "classification")
-        method.tasks_per_chunk = size
+        method.planner.given = (size, None)
         loss = method.meta_loss(episodes)
         loss.backward()
         losses.append((loss.item(), torch.cat([p.grad.flatten() for p in method.parameters()])))
@@ -69,6 +75,25 @@ def test_an_energy_that_runs_away_stops_with_a_clear_error():
             optimizer.step()
 
 
+def test_steps_of_no_length_leave_the_plain_loss_and_its_gradient():
+    episodes = in_double(tasks("regression"))
+    method = MetaRKHSI(MLP((1,), 1).double(), SPEC, alpha=0.0, euler_steps=5)
+    loss = method.meta_loss(episodes)
+    plain = sum(method.loss(method.network(t.query_x), t.query_y) for t in episodes) / episodes.tasks
+    parameters = list(method.parameters())
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
+    for g, e in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True):
+        assert torch.allclose(g, e, rtol=1e-10)
+
+
+def test_euler_steps_that_are_too_long_say_so():
+    method = MetaRKHSI(MLP((1,), 1).double(), SPEC, alpha=1e6, euler_steps=100)
+    with pytest.raises(DivergenceError, match=r"method\.alpha.*method\.step_cap"):
+        method.meta_loss(in_double(tasks("regression")))
+    method.step_cap = 0.4
+    assert torch.isfinite(method.meta_loss(in_double(tasks("regression"))))
+
+
 def test_a_loss_that_is_no_number_stops_every_method():
     with pytest.raises(DivergenceError, match=r"nan.*method\.lr"):
         make("meta_rkhs_ii", "regression").check_finite(torch.tensor(math.nan))
@@ -78,7 +103,7 @@ def test_a_loss_that_is_no_number_stops_every_method():
 def test_all_energies_train_downhill(energy):
     episodes = tasks("classification")
     method = make("meta_rkhs_i", "classification")
-    method.energy, method.alpha = energy, 0.01
+    method.energy, method.alpha, method.euler_steps = energy, 0.01, 1
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
     values = []
     for _ in range(20):
@@ -90,6 +115,74 @@ def test_all_energies_train_downhill(energy):
     assert values[-1] < values[0] - 0.05
 
 
+@pytest.mark.parametrize("energy", ["euler", "cross", "literal"])
+def test_meta_rkhs_i_is_the_same_for_tasks_one_by_one_and_at_once(energy):
+    episodes = in_double(tasks("classification", count=3))
+    found = []
+    for chunk in (1, 2, 3):
+        torch.manual_seed(0)
+        network = Conv4((1, 32, 32), 3, filters=8).double()
+        spec = TaskSpec("classification", (1, 32, 32), 3)
+        # The cap is at work: the step alone would be a hundred times as long.
+        method = MetaRKHSI(network, spec, energy=energy, alpha=10.0, euler_steps=3, step_cap=0.2, tasks_per_chunk=chunk)
+        loss = method.meta_loss(episodes)
+        loss.backward()
+        found.append((loss.item(), torch.cat([p.grad.flatten() for p in method.parameters()])))
+    for loss, gradient in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-9)
+        # Up to what the truncation of the support part leaves out, which depends on the tasks beside.
+        assert torch.allclose(gradient, found[0][1], atol=1e-6 * found[0][1].abs().max().item())
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_cap_keeps_each_step_below_what_the_tasks_kernel_allows(steps):
+    x = next(iter(in_double(tasks("regression")))).support_x
+    method = MetaRKHSI(MLP((1,), 1).double(), SPEC, alpha=5.0, euler_steps=steps, step_cap=0.25)
+    network, params = functional(method.network)
+    jacobian = dense_jacobian(network, params, x)
+    largest = torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1].item()
+    capped = method._alpha(network, params, x, steps).item()
+    assert capped / steps == pytest.approx(0.25 * 2 * len(x) / largest, rel=1e-3)
+    method.alpha = 0.5 * capped
+    assert method._alpha(network, params, x, steps).item() == pytest.approx(method.alpha)
+    # The mean squared error curves by 2: a quarter of 2 n / lambda_max lowers the loss in every direction.
+    method.alpha = 5.0
+    task = next(iter(in_double(tasks("regression"))))
+    before = method.loss(method.network(x), task.support_y)
+    assert method.loss(method.adapt(x, task.support_y)(x), task.support_y) < before
+    method.step_cap = None
+    assert method.loss(method.adapt(x, task.support_y)(x), task.support_y) > before
+
+
+def test_meta_rkhs_i_adapts_as_its_energy_trains_for(monkeypatch):
+    adaptations = {energy: MetaRKHSI(MLP((1,), 1), SPEC, energy=energy).adaptation for energy in ("euler", "literal")}
+    assert adaptations == {"euler": "euler", "literal": "gradient_descent"}
+    # The energy is the query loss of what `adapt` gives.
+    episodes = in_double(tasks("regression"))
+    method = MetaRKHSI(MLP((1,), 1).double(), SPEC, alpha=0.2, euler_steps=3)
+    for by_kernel in (True, False):
+        monkeypatch.setattr(method, "_by_kernel", lambda examples, answer=by_kernel: answer)
+        losses = [method.loss(method.adapt(t.support_x, t.support_y)(t.query_x), t.query_y).item() for t in episodes]
+        for way in (True, False):
+            monkeypatch.setattr(method, "_by_kernel", lambda examples, answer=way: answer)
+            assert method.meta_loss(episodes).item() == pytest.approx(sum(losses) / len(losses), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("norm", "examples", "steps", "by_kernel"),
+    [
+        ("group", 25, 10, True),  # A backward pass for each of 5 outputs.
+        ("batch", 5, 10, True),  # 25 passes over the 5 examples, against 10 steps of about 9.
+        ("batch", 25, 10, False),  # 125 passes over the 25.
+        ("batch", 5, 1, False),
+    ],
+)
+def test_the_kernel_is_built_where_it_costs_less_than_the_steps(norm, examples, steps, by_kernel):
+    spec = TaskSpec("classification", (1, 28, 28), 5)
+    method = MetaRKHSI(Conv4((1, 28, 28), 5, filters=8, norm=norm), spec, euler_steps=steps)
+    assert method._by_kernel(examples) == by_kernel
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "key"),
     [
@@ -98,6 +191,9 @@ def test_all_energies_train_downhill(energy):
         (MetaRKHSI, {"alpha": math.nan}, "method.alpha"),
         (MetaRKHSI, {"alpha": -1.0}, "method.alpha"),
         (MetaRKHSI, {"adapt_lr": 0.0}, "method.adapt_lr"),
+        (MetaRKHSI, {"euler_steps": 0}, "method.euler_steps"),
+        (MetaRKHSI, {"step_cap": 0.0}, "method.step_cap"),
+        (MetaRKHSI, {"step_cap": math.inf}, "method.step_cap"),
         (MetaRKHSII, {"t": 0.0}, "method.t"),
         (MetaRKHSII, {"t": -3.0}, "method.t"),
         (MetaRKHSII, {"t": math.nan}, "method.t"),
@@ -105,8 +201,61 @@ def test_all_energies_train_downhill(energy):
         (MetaRKHSII, {"t": math.inf, "approximation": "pade11"}, "method.approximation"),
         (MetaRKHSII, {"ridge": -1e-3}, "method.ridge"),
         (MetaRKHSII, {"tasks_per_chunk": 0}, "method.tasks_per_chunk"),
+        (MetaRKHSII, {"pairs_at_once": 0}, "method.pairs_at_once"),
+        (MetaRKHSII, {"rank_tolerance": math.nan}, "method.rank_tolerance"),
+        (MetaRKHSII, {"rank_tolerance": -1.0}, "method.rank_tolerance"),
+        (MetaRKHSII, {"kernel": "diagonal"}, "method.kernel"),
+        (MetaRKHSI, {"tasks_per_chunk": 0}, "method.tasks_per_chunk"),
     ],
 )
 def test_bad_settings_name_their_key(method, settings, key):
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         method(MLP((1,), 1), SPEC, **settings)
+
+
+def test_the_trace_kernel_needs_examples_that_do_not_depend_on_each_other():
+    spec = TaskSpec("classification", (1, 28, 28), 5)
+    with pytest.raises(ConfigError, match=r"method\.kernel=trace.*network\.norm=group"):
+        MetaRKHSII(Conv4((1, 28, 28), 5, norm="batch"), spec, kernel="trace")
+    MetaRKHSII(Conv4((1, 28, 28), 5, norm="group"), spec, kernel="trace")
+
+
+def test_meta_rkhs_ii_turns_tf32_off_for_itself_alone():
+    method = make("meta_rkhs_ii", "classification")
+    seen = []
+    flags = lambda: (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)  # noqa: E731
+    before = flags()
+    method.network.register_forward_hook(lambda *_: seen.append(flags()))
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        method.meta_loss(tasks("classification"))
+        assert set(seen) == {(False, False)}
+        assert flags() == (True, True)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "warns"),
+    [("meta_rkhs_ii", 1, False), ("meta_rkhs_ii", 40, True), ("meta_rkhs_ii_trace", 40, False)],
+)
+def test_meta_rkhs_ii_says_when_coupled_examples_make_it_costly(name, shots, warns):
+    method = make(name, "classification")  # The trace kernel's has group norm: its examples are not coupled.
+    episode = next(iter(tasks("classification")))
+    many = Episode.stack([dataclasses.replace(episode, support_x=episode.support_x.repeat(shots, 1, 1, 1))])
+    context = pytest.warns(UserWarning, match=r"network\.norm=group") if warns else contextlib.nullcontext()
+    with context:
+        method._say_what_costs(many)
+
+
+def test_meta_rkhs_i_follows_autocast_with_the_engines_layers(monkeypatch):
+    monkeypatch.setattr(layers, "SMALLEST_IMAGE", 0)
+    episodes = tasks("classification")
+    method = make("meta_rkhs_i", "classification")
+    expected = method.meta_loss(episodes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = method.meta_loss(episodes)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
+    assert loss.item() != expected.item()
+    assert all(torch.isfinite(p.grad).all() for p in method.parameters())
