@@ -6,7 +6,7 @@ workers and ranks carry no state: the tasks do not depend on the number of worke
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.survey import SPLITS, Survey
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
-
-SPLITS = ("train", "val", "test")
 
 # (epoch, index): the name of an episode within its split.
 Key = tuple[int, int]
@@ -85,6 +84,10 @@ class EpisodicDataModule(pl.LightningDataModule):
         """Episode `index` of a split, on the CPU: a pure function of its arguments and the seeds (use `self.rng`)."""
         raise NotImplementedError
 
+    def draw_batch(self, split: str, keys: Sequence[Key]) -> Episode:
+        """The episodes of some keys, stacked, as a loader hands them out; override it where a batch is drawn faster."""
+        return Episode.stack([self.draw(split, *key) for key in keys])
+
     def task_settings(self) -> dict[str, Any]:
         """Plain values that decide the test episodes, apart from the data's content: shown when runs differ."""
         raise NotImplementedError
@@ -96,6 +99,12 @@ class EpisodicDataModule(pl.LightningDataModule):
     def has_split(self, split: str) -> bool:
         """Whether the data set has this split; only "val" may be missing."""
         return True
+
+    def survey(self) -> Survey:
+        """What the data set holds and what is wrong with it, without `setup` having to succeed."""
+        self.prepare_data()
+        self.setup()
+        return Survey()
 
     # ---- written once ----------------------------------------------------------------------------------------------
 
@@ -109,13 +118,23 @@ class EpisodicDataModule(pl.LightningDataModule):
         identity = [self.episodes["test"], self.eval_seed, self.task_settings(), self.content_hash()]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def train_dataloader(self) -> DataLoader:
-        rank, world_size = self._rank()
-        if self.tasks_per_step % world_size:
+    def check_shared(self, processes: int, splits: Sequence[str] = SPLITS) -> None:
+        """Raise `ConfigError` unless processes can share a step's tasks equally, and each has episodes to evaluate."""
+        if "train" in splits and self.tasks_per_step % processes:
             raise ConfigError(
                 f"data.tasks_per_step={self.tasks_per_step} tasks cannot be shared equally by trainer.devices="
-                f"{world_size} processes. Make it a multiple of {world_size}."
+                f"{processes} processes. Make it a multiple of {processes}."
             )
+        for split, episodes in self.episodes.items():
+            if split in splits and self.has_split(split) and episodes < processes:
+                raise ConfigError(
+                    f"data.{split}_episodes={episodes} leaves some of trainer.devices={processes} processes without an "
+                    f"episode. Make it at least {processes}."
+                )
+
+    def train_dataloader(self) -> DataLoader:
+        rank, world_size = self._rank()
+        self.check_shared(world_size, ["train"])
         sampler = EpisodeSampler(self.steps_per_epoch * self.tasks_per_step, rank, world_size, follow_epoch=True)
         return self._loader("train", sampler, self.tasks_per_step // world_size)
 
@@ -126,10 +145,10 @@ class EpisodicDataModule(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
-        """Images arrive as uint8 and become floats in [0, 1] here, on the device."""
-        return Episode(
-            as_unit_floats(batch.support_x), batch.support_y, as_unit_floats(batch.query_x), batch.query_y, batch.index
-        )
+        """Images arrive as uint8 and become floats in [0, 1] here, on the device, as precise as the network."""
+        dtype = torch.get_default_dtype() if self.trainer is None else self.trainer.lightning_module.dtype
+        support_x, query_x = (as_unit_floats(x, dtype) for x in (batch.support_x, batch.query_x))
+        return Episode(support_x, batch.support_y, query_x, batch.query_y, batch.index)
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         sampler = EpisodeSampler(self.episodes[split], *self._rank(), follow_epoch=False)
@@ -140,10 +159,11 @@ class EpisodicDataModule(pl.LightningDataModule):
             EpisodeDataset(self, split),
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=Episode.stack,
+            collate_fn=as_it_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # Or else the loader would draw from the global one at each start.
         )
 
     def _rank(self) -> tuple[int, int]:
@@ -183,6 +203,10 @@ class EpisodeDataset(Dataset[Episode]):
     def __getitem__(self, key: Key) -> Episode:
         return self.data.draw(self.split, *key)
 
+    def __getitems__(self, keys: list[Key]) -> Episode:
+        """A whole batch at once; the loader calls this."""
+        return self.data.draw_batch(self.split, keys)
+
     def __getstate__(self) -> dict:
         # A worker started by spawning needs no trainer, and one cannot be pickled.
         data = object.__new__(type(self.data))
@@ -190,9 +214,14 @@ class EpisodeDataset(Dataset[Episode]):
         return {"data": data, "split": self.split}
 
 
-def as_unit_floats(x: Tensor) -> Tensor:
+def as_it_is(batch: Episode) -> Episode:
+    """The dataset gives whole batches: nothing is left to collate."""
+    return batch
+
+
+def as_unit_floats(x: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 images to floats in [0, 1]; anything else as it is."""
-    return x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else x
+    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x
 
 
 def check_at_least(minimum: int, value: int, key: str) -> None:

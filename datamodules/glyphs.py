@@ -22,11 +22,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import PIL
-import platformdirs
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from datamodules.images import Classes, ImageDataModule
+from datamodules.storage import cache_folder
 
 FACES = tuple(
     f"{family}{style}.ttf"
@@ -69,8 +69,8 @@ class Glyphs(ImageDataModule):
 
     def __init__(self, *, cache_dir: str | None = None, **episodes: Any) -> None:
         super().__init__(**episodes)
-        default = os.environ.get("LIGHTNING_NTK_CACHE") or platformdirs.user_cache_dir("lightning_ntk")
-        self.cache_file = Path(cache_dir or default).expanduser() / f"glyphs-{cache_key()}.npz"
+        self.cache_dir = cache_folder(cache_dir)
+        self.cache_file = self.cache_dir / f"glyphs-{cache_key()}.npz"
 
     def prepare_data(self) -> None:
         if read_cache(self.cache_file) is None:

@@ -1,17 +1,49 @@
 """`ImageDataModule`: few-shot classification episodes from images in classes."""
 
+import dataclasses
+import functools
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from datamodules.base import EpisodicDataModule, check_at_least
+from datamodules.augment import apply_colours, apply_moves, check_augment, check_jitter, draw_colours, draw_moves
+from datamodules.base import SPLITS, EpisodicDataModule, Key, check_at_least
+from datamodules.blocks import Blocks
+from datamodules.counter import below, key_of, keys_of, random_words, steps
+from datamodules.disjoint import check_disjoint
+from datamodules.drawing import TaskShape, draw_images
+from datamodules.image_store import Classes, ImageStore, channel_statistics, check_images, gather
+from datamodules.storage import cache_folder
+from datamodules.survey import Survey, missing_splits, survey_images
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
 
-# Class name to its images, uint8 [n, channels, height, width].
-Classes = dict[str, np.ndarray]
+__all__ = ["Classes", "ImageDataModule"]
+
+# Part of the test episodes' identity: raised when the same settings and images come to give other episodes.
+DRAWING = 2
+# Channel statistics come from at most so many training images, evenly spaced: a start must stay fast.
+STATISTICS_IMAGES = 4096
+
+
+@dataclasses.dataclass(eq=False)
+class UnfinishedEpisode(Episode):
+    """A batch as a loader hands it out when the device has work to do on it, in `on_after_batch_transfer`.
+
+    Attributes:
+        support_x, query_x: uint8 images, or with data.resident=device their numbers, int64 `[T, n]` and `[T, m]`.
+        split: whose images they are.
+        moves: augmentation, int64 `[T, n + m, 3]`; None where there is none.
+        colours: their factors, float `[T, n + m, 3]`; None where there are none.
+    """
+
+    split: str
+    moves: Tensor | None
+    colours: Tensor | None
 
 
 class ImageDataModule(EpisodicDataModule):
@@ -21,14 +53,25 @@ class ImageDataModule(EpisodicDataModule):
     each of them `shots` support and `queries` query images, all distinct. Support and query are ordered by label.
 
     Args:
-        ways, shots, queries: of a training episode; `queries` is per class.
-        eval_ways, eval_shots, eval_queries: of a validation or test episode; None means as in training. `eval_ways` may
-            not exceed `ways`, the number of outputs of the network.
+        ways, shots, queries: of a training episode; `queries` is per class, `ways` also the network's outputs.
+        eval_ways, eval_shots, eval_queries: of a validation or test episode; None means as in training. More
+            `eval_ways` than `ways` need a method without a head.
+        vary_ways, vary_shots: `[least, most]`: each training step draws its ways and shots from there, the same for all
+            of its tasks (in the manner of Meta-Dataset, Triantafillou et al. 2020); None means `ways` and `shots`.
+        balanced: false: with `vary_shots`, each class of a training task has a number of shots of its own.
         rotate_train_classes: each training class turned by 90, 180 and 270 degrees counts as three more classes, the
             custom on Omniglot (Santoro et al. 2016).
         normalize: give the network the training images' channel means and deviations to normalise by.
+        augment: of training images: "none", "flip" (left to right) or "crop_flip" (also shifted, up to a tenth).
+        jitter: colours of training images: brightness, contrast and saturation are multiplied by factors that differ
+            from 1 by at most this much; 0.4 is the custom (Chen et al. 2019).
+        resident: where the images lie: "host", or "device": each GPU has a copy and gathers episodes from it.
+        allow_shared_images: take data in which splits share images, instead of refusing them.
         **loading: see `EpisodicDataModule`.
     """
+
+    # False for a data set that is for testing alone, without training classes.
+    trains = True
 
     def __init__(
         self,
@@ -39,8 +82,15 @@ class ImageDataModule(EpisodicDataModule):
         eval_ways: int | None = None,
         eval_shots: int | None = None,
         eval_queries: int | None = None,
+        vary_ways: list[int] | None = None,
+        vary_shots: list[int] | None = None,
+        balanced: bool = True,
         rotate_train_classes: bool = False,
         normalize: bool = False,
+        augment: str = "none",
+        jitter: float = 0.0,
+        resident: str = "host",
+        allow_shared_images: bool = False,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
@@ -53,61 +103,97 @@ class ImageDataModule(EpisodicDataModule):
         for prefix, shape in (("", self.shape["train"]), ("eval_", evaluation)):
             for name, value, minimum in zip(("ways", "shots", "queries"), shape, (2, 1, 1), strict=True):
                 check_at_least(minimum, value, f"data.{prefix}{name}")
-        if evaluation[0] > ways:
+        self.vary_ways = check_range(vary_ways, 2, "data.vary_ways")
+        self.vary_shots = check_range(vary_shots, 1, "data.vary_shots")
+        if self.vary_ways is not None and self.vary_ways[1] > ways:
             raise ConfigError(
-                f"data.eval_ways={evaluation[0]} exceeds data.ways={ways}: the network has one output for each of the "
-                f"{ways} ways it is trained on. Raise data.ways and train again, or lower data.eval_ways."
+                f"data.vary_ways={list(self.vary_ways)} exceeds data.ways={ways}: the network has one output for each "
+                f"of data.ways. Set data.ways={self.vary_ways[1]}, and data.eval_ways to the ways of the test."
             )
+        if not balanced and self.vary_shots is None:
+            raise ConfigError(
+                "data.balanced=false needs data.vary_shots=[LEAST,MOST]: the shots that a class may have."
+            )
+        check_augment(augment)
+        check_jitter(jitter)
+        if resident not in ("host", "device"):
+            raise ConfigError(f"data.resident must be 'host' or 'device', but got {resident!r}.")
+        self.balanced = balanced
         self.rotate_train_classes = rotate_train_classes
         self.normalize = normalize
-        self._classes: dict[str, list[torch.Tensor]] = {}
+        self.augment = augment
+        self.jitter = jitter
+        self.resident = resident
+        self.allow_shared_images = allow_shared_images
+        self.cache_dir = cache_folder(None)
+        self._surveyed: dict[str, Classes] = {}
+        self._stores: dict[str, ImageStore] = {}
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        self._blocks = Blocks()
 
     # ---- what a data set provides ----------------------------------------------------------------------------------
 
-    def class_splits(self) -> dict[str, Classes]:
-        """`{"train": {class: images}, "val": ..., "test": ...}`, images uint8 `[n, channels, h, w]`; "val" may lack."""
+    def class_splits(self) -> Mapping[str, Classes]:
+        """`{"train": {class: images}, "val": ..., "test": ...}`, images uint8 `[n, channels, h, w]`; "val" may lack.
+
+        A split may also be a mapping to views into one memory-mapped array, its attribute `images`; then nothing is
+        copied. With an attribute `digest` its content is not hashed again.
+        """
         raise NotImplementedError
+
+    def unreadable(self) -> Iterator[str]:
+        """A line for each image that cannot be read; looked for when `class_splits` has failed on one."""
+        return iter(())
 
     # ---- written once ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        if self._classes:
+        if self._stores:
+            if self._rank()[1] > 1:  # A trainer's call: the first, before the network is built, knows of no ranks.
+                for store in self._stores.values():
+                    store.share(self.cache_dir)
             return
-        splits = self.class_splits()
-        for split in ("train", "test"):
-            if not splits.get(split):
-                raise DataError(f"The data set has no classes in its {split} split; both train and test are needed.")
-        check_disjoint(splits)
-        if self.rotate_train_classes:
-            splits["train"] = with_rotations(splits["train"])
+        splits = self._read_splits()
+        for finding in missing_splits(splits, self.trains):
+            raise DataError(finding)
+        shape = None
         for split, classes in splits.items():
-            if classes:
-                self._check_enough(split, classes)
-        digest = hashlib.sha256()
-        for name, images in sorted(splits["test"].items()):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(images).tobytes())
-        self._content_hash = digest.hexdigest()
-        # Sorted by name: the episodes must not depend on the order in which a file system lists folders.
-        self._classes = {
-            split: [torch.from_numpy(np.ascontiguousarray(images)) for _, images in sorted(classes.items())]
-            for split, classes in splits.items()
-        }
+            for name, images in classes.items():
+                shape = check_images(split, name, images, shape)
+        if self.rotate_train_classes and shape[1] != shape[2]:
+            raise ConfigError(
+                f"data.rotate_train_classes=true needs square images, but these are {shape[1]}x{shape[2]}. "
+                "Set it to false."
+            )
+        if self.jitter and shape[0] not in (1, 3):
+            raise ConfigError(
+                f"data.jitter={self.jitter} needs images of 1 or 3 channels, but these have {shape[0]}. Set it to 0."
+            )
+        check_disjoint(splits, self.allow_shared_images)
+        for split, classes in splits.items():
+            for reason in self.lacking(split, classes):
+                raise ConfigError(reason)
+        self._content_hash = content_hash(splits["test"])
+        # What is packed is let go of at once.
+        self._stores = {split: ImageStore(splits.pop(split)) for split in list(splits)}
 
-    @property
+    @functools.cached_property
     def spec(self) -> TaskSpec:
-        images = self._classes["train"]
-        mean = std = None
-        if self.normalize:
-            mean, std = channel_statistics(images)
-        return TaskSpec("classification", tuple(images[0].shape[1:]), self.shape["train"][0], mean, std)
+        store = self._stores["train" if self.trains else "test"]
+        mean, std = channel_statistics(store.some(STATISTICS_IMAGES)) if self.normalize else (None, None)
+        return TaskSpec("classification", tuple(store.images.shape[1:]), self.shape["train"][0], mean, std)
 
     def has_split(self, split: str) -> bool:
-        return bool(self._classes.get(split))
+        return split in self._stores
 
     def class_count(self, split: str) -> int:
         """Number of classes of a split, rotations counted; valid after `setup`."""
-        return len(self._classes[split])
+        return len(self._stores[split].names) * (4 if self._rotates(split) else 1)
+
+    def class_sizes(self, split: str) -> dict[str, int]:
+        """Number of images of each class of a split, without rotations; valid after `setup`."""
+        store = self._stores[split]
+        return dict(zip(store.names, store.sizes.tolist(), strict=True))
 
     def content_hash(self) -> str:
         return self._content_hash
@@ -124,69 +210,158 @@ class ImageDataModule(EpisodicDataModule):
             "input_shape": list(self.spec.input_shape),
         }
 
-    def draw(self, split: str, epoch: int, index: int) -> Episode:
-        rng = self.rng(split, epoch, index)
-        ways, shots, queries = self.shape[split]
-        classes = self._classes[split]
-        support, query = [], []
-        for chosen in rng.choice(len(classes), ways, replace=False):
-            images = classes[chosen]
-            picked = torch.from_numpy(rng.choice(len(images), shots + queries, replace=False))
-            support.append(images[picked[:shots]])
-            query.append(images[picked[shots:]])
-        labels = torch.arange(ways)
-        return Episode(
-            support_x=torch.cat(support),
-            support_y=labels.repeat_interleave(shots),
-            query_x=torch.cat(query),
-            query_y=labels.repeat_interleave(queries),
-            index=torch.tensor(index),
-        )
+    def survey(self) -> Survey:
+        try:
+            self.prepare_data()
+            splits = self._read_splits()
+        except DataError as error:
+            return Survey(findings=list(self.unreadable()) or [str(error)])
+        survey = survey_images(splits, self.trains)
+        survey.findings += [reason for split, classes in splits.items() for reason in self.lacking(split, classes)]
+        return survey
 
-    def _check_enough(self, split: str, classes: Classes) -> None:
+    def _read_splits(self) -> dict[str, Classes]:
+        """The splits that have classes, read once for a survey and the setup that follows it."""
+        if not self._surveyed:
+            self._surveyed = {split: classes for split, classes in self.class_splits().items() if classes}
+        return self._surveyed
+
+    def task_shape(self, split: str, epoch: int, index: int) -> TaskShape:
+        """Ways, shots and queries of an episode: in training those of its step, `index // tasks_per_step`."""
+        ways, shots, queries = self.shape[split]
+        if split != "train" or (self.vary_ways is None and self.vary_shots is None):
+            return TaskShape((shots,) * ways, queries)
+        key = keys_of(key_of(self.seed, len(SPLITS), epoch), np.array([index // self.tasks_per_step]))
+        words = random_words(key, steps(np.arange(1 + ways)))[0]
+        least, most = self.vary_ways or (ways, ways)
+        ways = least + int(below(words[:1], np.uint64(most - least + 1))[0])
+        least, most = self.vary_shots or (shots, shots)
+        numbers = (least + below(words[1:], np.uint64(most - least + 1)).astype(int)).tolist()
+        return TaskShape(tuple(numbers[:ways]) if not self.balanced else (numbers[0],) * ways, queries)
+
+    def draw_numbers(self, split: str, epoch: int, indices: Sequence[int]) -> tuple[TaskShape, Tensor, Tensor]:
+        """The images of T episodes of one shape by number: support int64 `[T, n]` and query `[T, m]`, see `gather`.
+
+        A pure function of its arguments and the seeds; no image is touched.
+        """
+        store, shape = self._stores[split], self.task_shape(split, epoch, indices[0])
+        starts, sizes = store.starts, store.sizes
+        if self._rotates(split):
+            turns = len(store.images) * np.arange(4)[:, None]
+            starts, sizes = (turns + starts).reshape(-1), np.tile(sizes, 4)
+        seed = self.seed if split == "train" else self.eval_seed
+        keys = keys_of(key_of(seed, SPLITS.index(split), epoch), np.asarray(indices))
+        numbers = draw_images(keys, starts, sizes, shape.ways, shape.images_per_class)
+        return shape, *shape.divide(numbers)
+
+    def draw(self, split: str, epoch: int, index: int) -> Episode:
+        shape, *numbers = self.draw_numbers(split, epoch, [index])
+        support_x, query_x = (x[0] for x in self._gathered(split, *numbers))
+        support_y, query_y = (labels.clone() for labels in shape.labels)
+        return Episode(support_x, support_y, query_x, query_y, torch.tensor(index))
+
+    def draw_batch(self, split: str, keys: Sequence[Key]) -> Episode:
+        (epoch, *others), indices = {epoch for epoch, _ in keys}, [index for _, index in keys]
+        if others or (split == "train" and len({self.task_shape(split, epoch, index) for index in indices}) > 1):
+            return super().draw_batch(split, keys)  # Of several shapes, perhaps.
+        shape, support_x, query_x = self.draw_numbers(split, epoch, indices)
+        moves = colours = None
+        images = support_x.shape[1] + query_x.shape[1]
+        if split == "train" and self.augment != "none":
+            size = self.spec.input_shape[1:]
+            moves = draw_moves(self.augment, self.seed, epoch, np.array(indices), images, size)
+        if split == "train" and self.jitter:
+            colours = draw_colours(self.jitter, self.seed, epoch, np.array(indices), images)
+        if self.resident == "host":
+            support_x, query_x = self._gathered(split, support_x, query_x)
+        support_y, query_y = (labels.repeat(len(keys), 1) for labels in shape.labels)
+        index = torch.tensor(indices)
+        if moves is None and colours is None and self.resident == "host":
+            return Episode(support_x, support_y, query_x, query_y, index)
+        return UnfinishedEpisode(support_x, support_y, query_x, query_y, index, split, moves, colours)
+
+    def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
+        """Gather and augment what the loader left to the device; then as for every data set."""
+        if not isinstance(batch, UnfinishedEpisode):
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        support_x, query_x = batch.support_x, batch.query_x
+        parts = [support_x.shape[1], query_x.shape[1]]
+        if self.resident == "device":
+            support_x, query_x = self._gathered(batch.split, support_x, query_x)
+        if batch.moves is not None:
+            of_support, of_query = batch.moves.split(parts, dim=1)
+            support_x, query_x = apply_moves(support_x, of_support), apply_moves(query_x, of_query)
+        episode = Episode(support_x, batch.support_y, query_x, batch.query_y, batch.index)
+        episode = super().on_after_batch_transfer(episode, dataloader_idx)
+        if batch.colours is not None:
+            of_support, of_query = batch.colours.split(parts, dim=1)
+            support_x, query_x = apply_colours(episode.support_x, of_support), apply_colours(episode.query_x, of_query)
+            episode = dataclasses.replace(episode, support_x=support_x, query_x=query_x)
+        return episode
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_on_device": {}}
+
+    def _gathered(self, split: str, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of numbers, on the numbers' device; a GPU's copy of the images is made when first needed."""
+        images, numbers, block = self._stores[split].images, torch.cat([support.flatten(), query.flatten()]), None
+        if numbers.device.type == "cpu":
+            block = self._blocks.take(len(numbers) * images[0].numel())
+        else:
+            place = (split, numbers.device)
+            if place not in self._on_device:
+                self._on_device[place] = images.to(numbers.device)
+            images = self._on_device[place]
+        both = gather(images, numbers, rotations=self._rotates(split), out=block)
+        support_x, query_x = both.split([support.numel(), query.numel()])
+        return support_x.unflatten(0, support.shape), query_x.unflatten(0, query.shape)
+
+    def _rotates(self, split: str) -> bool:
+        return self.rotate_train_classes and split == "train"
+
+    def lacking(self, split: str, classes: Classes) -> Iterator[str]:
+        """A line for each reason why a split's classes cannot give the tasks that are asked for."""
         ways, shots, queries = self.shape[split]
         prefix = "data." if split == "train" else "data.eval_"
-        if ways > len(classes):
-            raise ConfigError(
-                f"{prefix}ways={ways} classes are asked of an episode, but the {split} split has {len(classes)}. "
-                f"Lower {prefix}ways to at most {len(classes)}."
+        asked = f"{prefix}shots={shots}"
+        if split == "train" and self.vary_shots is not None:
+            shots, asked = self.vary_shots[1], f"data.vary_shots={list(self.vary_shots)}"
+        if split == "train" and self.vary_ways is not None:
+            ways = self.vary_ways[1]
+        count = len(classes) * (4 if self._rotates(split) else 1)
+        if ways > count:
+            yield (
+                f"{prefix}ways={ways} classes are asked of an episode, but the {split} split has {count}. "
+                f"Lower {prefix}ways to at most {count}."
             )
-        smallest = min(classes, key=lambda name: len(classes[name]))
-        if shots + queries > len(classes[smallest]):
-            raise ConfigError(
-                f"{prefix}shots={shots} and {prefix}queries={queries} need {shots + queries} images of a class, but "
-                f"class {smallest!r} of the {split} split has {len(classes[smallest])}. Lower one of them."
-            )
+        for name in sorted(classes, key=lambda name: (len(classes[name]), name)):
+            if shots + queries > len(classes[name]):
+                yield (
+                    f"{asked} and {prefix}queries={queries} need {shots + queries} images of a class, but class "
+                    f"{name!r} of the {split} split has {len(classes[name])}. Lower one of them."
+                )
 
 
-def check_disjoint(splits: dict[str, Classes]) -> None:
-    """Raise `DataError` when two splits share a class, by its name or by all of its images."""
-    seen: dict[str, tuple[str, str]] = {}
-    for split, classes in splits.items():
-        for name, images in classes.items():
-            content = hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()
-            for identity in (f"name {name}", content):
-                other_split, other_name = seen.setdefault(identity, (split, name))
-                if other_split != split:
-                    raise DataError(
-                        f"Class {name!r} of the {split} split is also in the {other_split} split (as {other_name!r}): "
-                        "few-shot classes must not be shared. Remove it from one of them."
-                    )
+def check_range(range_: Sequence[int] | None, minimum: int, key: str) -> tuple[int, int] | None:
+    """The range as a pair; raise `ConfigError` unless it is None or `[least, most]` from the minimum on."""
+    if range_ is None:
+        return None
+    if len(range_) != 2:
+        raise ConfigError(f"{key} must be [LEAST, MOST], two whole numbers, but got {list(range_)}.")
+    for value in range_:
+        check_at_least(minimum, value, f"{key} (each of the two)")
+    if range_[0] > range_[1]:
+        raise ConfigError(f"{key}={list(range_)} is the wrong way round: write {key}=[{range_[1]},{range_[0]}].")
+    return range_[0], range_[1]
 
 
-def with_rotations(classes: Classes) -> Classes:
-    """The classes, and each of them turned by 90, 180 and 270 degrees as a class of its own."""
-    return {
-        name if turns == 0 else f"{name}@{90 * turns}": np.rot90(images, turns, axes=(2, 3))
-        for name, images in classes.items()
-        for turns in range(4)
-    }
-
-
-def channel_statistics(images: list[torch.Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels, for images in [0, 1]."""
-    count = sum(x.shape[0] * x.shape[2] * x.shape[3] for x in images)
-    first = sum(x.double().sum((0, 2, 3)) for x in images) / count / 255
-    second = sum(x.double().square().sum((0, 2, 3)) for x in images) / count / 255**2
-    deviation = (second - first.square()).clamp(min=1e-6).sqrt()
-    return tuple(first.tolist()), tuple(deviation.tolist())
+def content_hash(classes: Classes) -> str:
+    """SHA-256 over the classes' names and images, which packed classes bring as `digest`, and the way of drawing."""
+    known = getattr(classes, "digest", None)
+    if known is None:
+        digest = hashlib.sha256()
+        for name in sorted(classes):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(classes[name]).tobytes())
+        known = digest.hexdigest()
+    return hashlib.sha256(f"drawing {DRAWING} {known}".encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Folders of images: both layouts, every image mode, and each kind of bad input."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import image_folder
 from datamodules.image_folder import ImageFolder
 from lightning_ntk.errors import ConfigError, DataError
 
@@ -102,10 +104,51 @@ def test_missing_split_folders_are_named(folders):
         make(folders)
 
 
-def test_an_unreadable_image_is_named(folders):
-    (folders / "val" / "val_1" / "2.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"val_1/2\.png cannot be read"):
+def spoil(file, how):
+    """Put something that cannot be used in the place of an image."""
+    whole = file.read_bytes()
+    if how in ("16 bits", "floats"):
+        deep = np.linspace(0, 60000, 100).reshape(10, 10).astype(np.uint16 if how == "16 bits" else np.float32)
+        Image.fromarray(deep).save(file, "PNG" if how == "16 bits" else "TIFF")
+    elif how == "too large":
+        header = np.array([40, 10**6, 10**6, 1 + (24 << 16), 0, 0, 0, 0, 0, 0], dtype="<u4").tobytes()
+        file.write_bytes(b"BM" + np.array([10**6, 0, 54], dtype="<u4").tobytes() + header)
+    else:
+        file.write_bytes({"empty": b"", "text": b"no image", "cut": whole[: len(whole) // 2]}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut", "too large", "16 bits", "floats"])
+def test_an_unreadable_image_is_named(folders, how):
+    spoil(folders / "val" / "val_1" / "2.png", how)
+    with pytest.raises(DataError, match=r"val_1/2\.png cannot be read \(.+\)\. Replace or remove it"):
         make(folders)
+
+
+def test_hidden_files_and_folders_are_passed_over(folders):
+    before = make(folders).draw("test", 0, 0)
+    for split in ("train", "test"):
+        (folders / split / ".ipynb_checkpoints").mkdir()
+    (folders / "test" / ".DS_Store").write_bytes(b"x")
+    (folders / "test" / "test_0" / "._0.png").write_bytes(b"x")
+    assert torch.equal(make(folders).draw("test", 0, 0).query_x, before.query_x)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_classes_is_named(folders, split, tmp_path):
+    (folders / split).rename(tmp_path / "away")
+    (folders / split).mkdir()
+    with pytest.raises(ConfigError, match=rf"images/{split} has no classes"):
+        make(folders)
+    other = {"train": "test", "test": "train"}[split]
+    (tmp_path / "split.csv").write_text(f"split,class\n{other},{other}/{other}_0\n")
+    with pytest.raises(ConfigError, match=rf"split\.csv has no classes to {split} on"):
+        make(folders, split_file=str(tmp_path / "split.csv"))
+
+
+def test_a_split_file_of_a_spreadsheet_is_read(folders, tmp_path):
+    lines = [f"{split},{split}/{split}_{k}" for split in ("train", "val", "test") for k in range(3)]
+    (tmp_path / "split.csv").write_text("\n".join(["split,class", *lines]), encoding="utf-8-sig")
+    assert make(folders, split_file=str(tmp_path / "split.csv")).class_count("val") == 3
 
 
 def test_an_empty_image_is_named(folders):
@@ -132,10 +175,76 @@ def test_a_split_file_naming_an_unknown_class_gets_the_nearest(folders, tmp_path
         make(folders, split_file=str(tmp_path / "split.csv"))
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "split,class\ntrian,train/train_0\n"])
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "split,class\ntrian,train/train_0\n", "split,class\ntrain\n", "split,class\ntrain,\n"]
+)
 def test_a_bad_split_file_is_named(folders, tmp_path, text):
     (tmp_path / "split.csv").write_text(text)
     with pytest.raises(ConfigError, match=r"data\.split_file=.*split\.csv"):
         make(folders, split_file=str(tmp_path / "split.csv"))
     with pytest.raises(ConfigError, match=r"data\.split_file=.*cannot be read"):
         make(folders, split_file=str(tmp_path / "missing.csv"))
+
+
+def test_a_large_folder_goes_through_the_cache_and_gives_the_same_tasks(folders, monkeypatch, tmp_path):
+    settings = {"cache_dir": str(tmp_path / "cache")}
+    plain = make(folders, **settings)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(image_folder, "CACHED_FROM", 36)
+    cached = make(folders, **settings)
+    assert len(list((tmp_path / "cache").glob("imagefolder-*/train.npy"))) == 1
+    assert cached.episode_ids() == plain.episode_ids()
+    assert torch.equal(cached.draw("train", 3, 1).query_x, plain.draw("train", 3, 1).query_x)
+    monkeypatch.setattr(image_folder, "CACHED_FROM", 37)
+    make(folders, **{"cache_dir": str(tmp_path / "other")})
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("cached_from", [1, 1000])
+def test_class_names_may_have_any_letters_and_signs(tmp_path, monkeypatch, cached_from):
+    monkeypatch.setattr(image_folder, "CACHED_FROM", cached_from)
+    names = ["a, b", "été 字", "x=y[1]", "# no comment", "quote\"s'", "new\nline", "train"]
+    write_classes(tmp_path / "all" / "train", names, seed=1)
+    write_classes(tmp_path / "all" / "test", [f"{name}!" for name in names], seed=2)
+    data = make(tmp_path / "all", cache_dir=str(tmp_path / "cache"))
+    assert data.class_count("train") == data.class_count("test") == len(names)
+    assert set(data.class_splits()["train"]) == set(names)
+    with (tmp_path / "split.csv").open("w", newline="", encoding="utf-8") as target:
+        rows = [("train", f"train/{name}") for name in names] + [("test", f"test/{name}!") for name in names]
+        csv.writer(target).writerows([("split", "class"), *rows])
+    split = make(tmp_path / "all", split_file=str(tmp_path / "split.csv"), cache_dir=str(tmp_path / "cache"))
+    assert set(split.class_splits()["test"]) == {f"test/{name}!" for name in names}
+
+
+def test_a_class_name_that_is_no_text_is_named(folders):
+    os.mkdir(os.fsencode(folders / "train") + b"/caf\xe9")
+    with pytest.raises(DataError, match=r"train/caf\ufffd has a name that is not UTF-8"):
+        make(folders)
+
+
+def test_a_link_to_nowhere_is_named(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(image_folder, "CACHED_FROM", 1)
+    (folders / "test" / "test_1" / "gone.png").symlink_to(folders / "nowhere")
+    with pytest.raises(DataError, match=r"test_1/gone\.png cannot be read: No such file"):
+        make(folders, cache_dir=str(tmp_path / "cache"))
+
+
+def test_all_unreadable_images_are_found(folders, tmp_path):
+    for file in ("train/train_1/0.png", "test/test_2/3.png"):
+        (folders / file).write_bytes(b"")
+    data = ImageFolder(root=str(folders), cache_dir=str(tmp_path / "cache"))
+    found = list(data.unreadable())
+    assert [line.split("/images/")[1].split(" ")[0] for line in found] == ["train/train_1/0.png", "test/test_2/3.png"]
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_root_with_test_alone_is_a_data_set_to_test_on(folders):
+    expected = make(folders).draw("test", 0, 0)
+    for split in ("train", "val"):
+        (folders / split).rename(folders.parent / split)
+    data = make(folders)
+    assert not data.has_split("train")
+    assert torch.equal(data.draw("test", 0, 0).query_x, expected.query_x)
+    (folders / "tarin").mkdir()  # Whoever has misspelt train wants to know.
+    with pytest.raises(ConfigError, match=r"has no folder train\."):
+        make(folders)

@@ -1,12 +1,17 @@
 """Classification episodes from classes of images."""
 
+import dataclasses
+import hashlib
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from test_train import TINY, run
 
-from datamodules.images import ImageDataModule, channel_statistics
+from datamodules.image_store import channel_statistics
+from datamodules.images import ImageDataModule, content_hash
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DataError
 
@@ -34,6 +39,17 @@ def make(**settings):
     return data
 
 
+def test_who_writes_to_an_episode_changes_no_other():
+    data = make()
+    before, batch = data.draw("test", 0, 3), data.draw_batch("test", [(0, 3), (0, 4)])
+    kept = {f.name: getattr(before, f.name).clone() for f in dataclasses.fields(Episode)}
+    for written in (data.draw("test", 0, 3), batch):
+        for tensor in (written.support_x, written.support_y, written.query_x, written.query_y):
+            tensor.fill_(77)
+    for task in (before, data.draw("test", 0, 3), next(iter(data.draw_batch("test", [(0, 3), (0, 4)])))):
+        assert all(torch.equal(getattr(task, name), expected) for name, expected in kept.items())
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_an_episode_holds_what_it_should(split):
     data = make()
@@ -59,12 +75,97 @@ def test_an_episode_holds_what_it_should(split):
     assert any(list(order) != sorted(order) for order in orders)
 
 
+def loaded(data, split="train", epoch=0):
+    """All tasks of an epoch as the method sees them, by index."""
+    loader = getattr(data, f"{split}_dataloader")()
+    loader.sampler.set_epoch(epoch)
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in loader]
+    return {int(task.index): task for batch in batches for task in batch}
+
+
+def same(a, b):
+    return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Episode))
+
+
+@pytest.mark.parametrize("resident", ["host", "device"])
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_loaders_give_the_episodes_that_draw_gives(resident, rotate, split):
+    data = make(resident=resident, rotate_train_classes=rotate, tasks_per_step=3, steps_per_epoch=4, test_episodes=7)
+    tasks = loaded(data, split, epoch=2)
+    assert len(tasks) == {"train": 12, "test": 7}[split]
+    for index, task in tasks.items():
+        alone = Episode.stack([data.draw(split, 2 if split == "train" else 0, index)])
+        assert same(next(iter(data.on_after_batch_transfer(alone, 0))), task)
+
+
+def test_with_images_on_the_device_the_loader_hands_out_numbers():
+    data = make(resident="device", tasks_per_step=2)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.support_x.dtype == torch.int64
+    assert batch.support_x.shape == (2, 10)
+    moved = batch.to("meta")
+    assert (moved.split, moved.query_x.device.type) == ("train", "meta")
+
+
+def test_each_step_of_varying_training_has_a_shape_of_its_own_within_the_ranges():
+    settings = {"ways": 6, "eval_ways": 5, "vary_ways": [3, 6], "vary_shots": [1, 4], "tasks_per_step": 2}
+    data = make(**settings, steps_per_epoch=40)
+    loader = data.train_dataloader()
+    shapes = []
+    for batch in loader:
+        ways = int(batch.support_y.max()) + 1
+        counts = {tuple(torch.bincount(labels).tolist()) for labels in batch.support_y}
+        assert len(counts) == 1, "the tasks of a step share their shape"
+        (shots,) = counts
+        assert len(set(shots)) == 1, "balanced"
+        assert torch.equal(batch.query_y[0], torch.arange(ways).repeat_interleave(3))
+        shapes.append((ways, shots[0]))
+        for task in batch:
+            assert len({(int(c), int(i)) for c, i in task.support_x[:, :, 0, 0]}) == ways * shots[0]
+    assert {ways for ways, _ in shapes} == {3, 4, 5, 6}
+    assert {shots for _, shots in shapes} == {1, 2, 3, 4}
+    assert data.spec.outputs == 6
+    assert data.draw("test", 0, 0).support_x.shape[0] == 5 * 2
+    # Every rank agrees, and an epoch later it is another sequence.
+    for rank in range(2):
+        other = make(**settings, steps_per_epoch=40)
+        other.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        assert [batch.support_y.shape[1] for batch in other.train_dataloader()] == [w * s for w, s in shapes]
+    assert [data.task_shape("train", 1, 2 * step).ways for step in range(40)] != [ways for ways, _ in shapes]
+
+
+def test_classes_of_an_unbalanced_task_have_shots_of_their_own():
+    data = make(vary_shots=[1, 5], balanced=False, tasks_per_step=2, steps_per_epoch=30)
+    seen = set()
+    for batch in data.train_dataloader():
+        counts = torch.bincount(batch.support_y[0], minlength=5).tolist()
+        seen.add(tuple(counts))
+        assert set(counts) <= {1, 2, 3, 4, 5}
+        assert torch.equal(batch.support_y[0], batch.support_y[1])
+        for task in batch:
+            images = [(int(c), int(i)) for x in (task.support_x, task.query_x) for c, i in x[:, :, 0, 0]]
+            assert len(set(images)) == len(images) == sum(counts) + 15
+    assert len(seen) > 20
+
+
+@pytest.mark.parametrize("method", ["meta_rkhs_ii", "meta_rkhs_i", "maml"])
+def test_methods_train_on_varying_shapes(method):
+    vary = ["data.ways=6", "data.eval_ways=5", "data.vary_ways=[2,6]", "data.vary_shots=[1,3]", "data.balanced=false"]
+    sizes = ["data.queries=2", "data.augment=crop_flip", "data.resident=device", "network.filters=8", "steps=4"]
+    result = run(*TINY, "data=glyphs", *vary, *sizes, f"method={method}")
+    assert len(result.episodes["test/accuracy"]) == 5
+
+
 def test_evaluation_can_have_another_shape():
     data = make(eval_ways=3, eval_shots=1, eval_queries=4)
     assert data.draw("train", 0, 0).support_x.shape[0] == 10
     assert data.draw("test", 0, 0).support_x.shape[0] == 3
     assert data.draw("test", 0, 0).query_x.shape[0] == 12
     assert data.spec.outputs == 5
+    more = make(eval_ways=6)  # Whether a method can take them is the method's to say.
+    assert more.draw("test", 0, 0).support_y.unique().tolist() == list(range(6))
+    assert more.spec.outputs == 5
 
 
 def test_images_become_unit_floats_after_the_transfer():
@@ -97,7 +198,7 @@ def test_rotations_are_classes_of_their_own_in_training_only():
 def test_normalisation_statistics_come_from_the_training_images():
     torch.manual_seed(0)
     images = [torch.randint(0, 256, (3, 2, 5, 5), dtype=torch.uint8) for _ in range(4)]
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(torch.cat(images))
     pixels = torch.cat(images).double() / 255
     assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
     assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
@@ -127,9 +228,18 @@ def test_the_content_of_the_test_images_is_part_of_the_episodes_identity():
         ({"ways": 7}, r"data\.eval_ways=7 .*val split has 6"),
         ({"shots": 7}, r"data\.shots=7 and data\.queries=3 need 10 .*class000.* has 9"),
         ({"eval_queries": 8}, r"data\.eval_shots=2 and data\.eval_queries=8"),
-        ({"eval_ways": 6}, r"data\.eval_ways=6 exceeds data\.ways=5"),
+        ({"eval_ways": 7}, r"data\.eval_ways=7 .*val split has 6"),
         ({"ways": 1}, r"data\.ways must be a whole number of at least 2"),
         ({"eval_shots": 0}, r"data\.eval_shots"),
+        ({"vary_shots": [3, 1]}, r"data\.vary_shots=\[3, 1\] is the wrong way round: write data\.vary_shots=\[1,3\]"),
+        ({"vary_shots": [1]}, r"data\.vary_shots must be \[LEAST, MOST\]"),
+        ({"vary_shots": [0, 2]}, r"data\.vary_shots .* at least 1"),
+        ({"vary_shots": [1, 7]}, r"data\.vary_shots=\[1, 7\] and data\.queries=3 need 10"),
+        ({"vary_ways": [2, 6]}, r"data\.vary_ways=\[2, 6\] exceeds data\.ways=5"),
+        ({"vary_ways": [1, 5]}, r"data\.vary_ways .* at least 2"),
+        ({"balanced": False}, r"data\.balanced=false needs data\.vary_shots"),
+        ({"augment": "crop"}, r"data\.augment must be one of none, flip, crop_flip, but got 'crop'"),
+        ({"resident": "gpu"}, r"data\.resident must be 'host' or 'device'"),
     ],
 )
 def test_tasks_the_data_cannot_give_are_refused(settings, message):
@@ -137,16 +247,70 @@ def test_tasks_the_data_cannot_give_are_refused(settings, message):
         make(**settings)
 
 
-@pytest.mark.parametrize("how", ["name", "content"])
+def test_episodes_do_not_depend_on_the_order_in_which_classes_come():
+    class Reversed(Numbered):
+        def class_splits(self):
+            return {split: dict(reversed(classes.items())) for split, classes in super().class_splits().items()}
+
+    Reversed.__name__ = "Numbered"
+    other = Reversed(ways=5, shots=2, queries=3)
+    other.setup()
+    assert torch.equal(other.draw("test", 0, 0).query_x, make().draw("test", 0, 0).query_x)
+    assert other.episode_ids() == make().episode_ids()
+
+
+@pytest.mark.parametrize("how", ["name", "content", "one image"])
 def test_a_class_in_two_splits_is_refused(how):
     class Leaky(Numbered):
         def class_splits(self):
             splits = super().class_splits()
             if how == "name":
                 splits["test"]["class000"] = splits["test"].pop("class200")
-            else:
+            elif how == "content":
                 splits["test"]["class200"] = splits["train"]["class000"]
+            else:
+                splits["test"]["class200"][4] = splits["train"]["class000"][7]
             return splits
 
     with pytest.raises(DataError, match=r"test split is also in the train split"):
         Leaky(ways=5, shots=2, queries=3).setup()
+    if how == "name":
+        return
+    Leaky(ways=5, shots=2, queries=3, allow_shared_images=True).setup()
+
+
+def test_images_of_other_shapes_are_named():
+    class Uneven(Numbered):
+        def class_splits(self):
+            splits = super().class_splits()
+            splits["test"]["class201"] = np.zeros((9, 2, 5, 4), dtype=np.uint8)
+            return splits
+
+    with pytest.raises(DataError, match=r"'class201' of the test split has images \(2, 5, 4\), but others are"):
+        Uneven(ways=5, shots=2, queries=3).setup()
+
+
+def test_images_that_are_not_square_are_not_turned():
+    class Wide(Numbered):
+        def class_splits(self):
+            splits = super().class_splits()
+            return {s: {name: x[:, :, :3] for name, x in classes.items()} for s, classes in splits.items()}
+
+    with pytest.raises(ConfigError, match=r"data\.rotate_train_classes=true needs square images, but these are 3x4"):
+        Wide(ways=5, shots=2, queries=3, rotate_train_classes=True).setup()
+    Wide(ways=5, shots=2, queries=3).setup()
+
+
+def test_packed_classes_have_the_identity_that_they_bring():
+    plain = make().class_splits()["test"]
+    packed = PackedDict(plain)
+    assert content_hash(packed) != content_hash(plain)
+    digest = hashlib.sha256()
+    for name in sorted(plain):
+        digest.update(name.encode() + plain[name].tobytes())
+    packed.digest = digest.hexdigest()
+    assert content_hash(packed) == content_hash(plain), "packed or not, the same images are the same episodes"
+
+
+class PackedDict(dict):
+    digest = "0" * 64

@@ -1,0 +1,76 @@
+"""`CachedImages`: images that are decoded once and read from the decoded cache afterwards."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from datamodules.base import SPLITS, check_at_least
+from datamodules.cache import Items, PackedClasses, cache_key, load_or_build, reading
+from datamodules.decoding import Format, decode
+from datamodules.images import ImageDataModule
+from datamodules.storage import cache_folder, scratch
+from lightning_ntk.errors import ConfigError, DataError
+
+
+class CachedImages(ImageDataModule):
+    """A subclass says what its images are made from (`made_from`) and gives them to be decoded (`opened`).
+
+    Args:
+        image_size: side of the square that images are resized to, in pixels.
+        channels: 3 (RGB) or 1 (grey).
+        invert: 255 - value, for dark ink on white paper.
+        cache_dir: where the decoded images are kept; None means $LIGHTNING_NTK_CACHE or the user's cache folder.
+        **episodes: see `ImageDataModule`.
+    """
+
+    def __init__(
+        self, *, image_size: int, channels: int, invert: bool = False, cache_dir: str | None = None, **episodes: Any
+    ) -> None:
+        super().__init__(**episodes)
+        check_at_least(8, image_size, "data.image_size")
+        if channels not in (1, 3):
+            raise ConfigError(f"data.channels must be 1 (grey) or 3 (RGB), but got {channels}.")
+        self.form = Format(image_size, channels, invert)
+        self.cache_dir = cache_folder(cache_dir)
+        self._packed: dict[str, PackedClasses] = {}
+
+    # ---- what a data set provides ----------------------------------------------------------------------------------
+
+    def made_from(self) -> list[Any]:
+        """Plain values that decide the images, apart from their format: names, sizes and times of files, settings.
+
+        Found at each start, so without reading what the files hold. Raises what there is to say about missing data.
+        """
+        raise NotImplementedError
+
+    def opened(self, workspace: Path) -> AbstractContextManager[Callable[[str], Items]]:
+        """A context that gives a function from a split to its images, by class; used when there is no cache yet.
+
+        `workspace` is an empty folder, removed afterwards.
+        """
+        raise NotImplementedError
+
+    def unreadable(self) -> Iterator[str]:
+        """A line for each image that cannot be read, all splits looked through; nothing is cached."""
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with scratch(self.cache_dir, "survey") as workspace, self.opened(workspace) as open_split:
+            for items in (reading(open_split, split) for split in SPLITS):
+                for item in (item for own in items.values() for item in own):
+                    try:
+                        decode(item, self.form)
+                    except DataError as error:
+                        yield str(error)
+
+    # ---- written once ----------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        self.class_splits()
+
+    def class_splits(self) -> dict[str, PackedClasses]:
+        if not self._packed:
+            name = type(self).__name__.lower()
+            form = [self.form.size, self.form.channels, self.form.invert]
+            key = cache_key(name, form, reading(self.made_from))
+            self._packed = load_or_build(self.cache_dir / f"{name}-{key}", self.form, SPLITS, self.opened)
+        return dict(self._packed)

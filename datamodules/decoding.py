@@ -1,0 +1,84 @@
+"""From an image on disk, in an archive or in memory to uint8 pixels of the size and channels asked for."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lightning_ntk.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a data set.
+
+    Args:
+        source: a file; the bytes of a file; or pixels, uint8 `[height, width]` or `[height, width, 3]`.
+        name: what errors call it, where the source is no file.
+        box: what to crop to before resizing: left, top, right, bottom in pixels.
+    """
+
+    source: Path | bytes | memoryview | np.ndarray
+    name: str = ""
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """What images become: uint8 `[channels, size, size]`; `invert` turns dark ink on white into ink = 255."""
+
+    size: int
+    channels: int
+    invert: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.size, self.size)
+
+
+def decode(item: Item, form: Format) -> np.ndarray:
+    """One image as uint8 `[channels, size, size]`: whatever its size and mode; the aspect ratio is not kept.
+
+    Raises:
+        DataError: it cannot be read, or has more than 8 bits a channel.
+    """
+    try:
+        if isinstance(item.source, np.ndarray):
+            return to_pixels(Image.fromarray(item.source), item, form)
+        encoded = item.source if isinstance(item.source, Path) else io.BytesIO(item.source)
+        with Image.open(encoded) as image:
+            return to_pixels(image, item, form)
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        name = item.source if isinstance(item.source, Path) else item.name
+        raise DataError(f"Image {name} cannot be read ({error}). Replace or remove it.") from error
+
+
+def to_pixels(image: Image.Image, item: Item, form: Format) -> np.ndarray:
+    """Crop, convert and resize one image."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip it to white.
+        raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; 8 are expected")
+    # A palette goes through RGB, and transparency is dropped, whatever the file's mode.
+    converted = image.convert("RGB" if form.channels == 3 else "L")
+    if item.box is not None:
+        converted = converted.crop(item.box)
+    if converted.size != (form.size, form.size):
+        converted = converted.resize((form.size, form.size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(converted)
+    pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
+    return 255 - pixels if form.invert else pixels
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a class folder, sorted; hidden files and files of other kinds are passed over.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
+    if not files:
+        raise DataError(f"Class folder {folder} holds no images ({', '.join(EXTENSIONS)}). Remove it or fill it.")
+    return sorted(files)

@@ -1,0 +1,105 @@
+"""Images that two splits share: unseen classes must be unseen, and no image of theirs may have been trained on."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from datamodules.image_store import Classes
+from lightning_ntk.errors import DataError
+
+# Bytes of an image that are looked at before it is hashed: so many runs of eight, spread over it.
+_RUNS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Images that a class of one split has in common with a class of another: so many of each class's images."""
+
+    first: tuple[str, str]  # split, class
+    second: tuple[str, str]
+    images: int
+    of: tuple[int, int]
+
+    def __str__(self) -> str:
+        (first, first_class), (second, second_class) = self.first, self.second
+        return (
+            f"Class {second_class!r} of the {second} split is also in the {first} split, as {first_class!r}: "
+            f"{self.images} of its {self.of[1]} images are there."
+        )
+
+
+def check_disjoint(splits: Mapping[str, Classes], allow_shared_images: bool = False) -> None:
+    """Raise `DataError` when two splits share a class, by its name, or an image."""
+    for finding in shared_classes(splits):
+        raise DataError(f"{finding} Few-shot classes must not be shared: remove it from one of them.")
+    found = [] if allow_shared_images else shared_images(splits)
+    if found:
+        worst = max(found, key=lambda pair: pair.images / min(pair.of))
+        others = f" {len(found) - 1} more pairs of classes share images." if len(found) > 1 else ""
+        raise DataError(
+            f"{worst}{others} Few-shot classes must not be shared: remove them from one split "
+            "(`lightning-ntk data` lists them), or set data.allow_shared_images=true."
+        )
+
+
+def shared_classes(splits: Mapping[str, Classes]) -> Iterator[str]:
+    """A line for each class whose name is in two splits."""
+    owner: dict[str, str] = {}
+    for split, classes in splits.items():
+        for name in classes:
+            if owner.setdefault(name, split) != split:
+                yield f"Class {name!r} of the {split} split is also in the {owner[name]} split."
+
+
+def shared_images(splits: Mapping[str, Classes]) -> list[Shared]:
+    """Pairs of classes of different splits with equal images: every one, by SHA-256 of all bytes.
+
+    Only images that agree with one of another split in a few bytes are hashed, so that a memory-mapped data set is not
+    read through at each start.
+    """
+    samples = {split: np.unique(_flat_samples(classes)) for split, classes in splits.items() if classes}
+    suspects = {}
+    for split, own in samples.items():
+        others = [np.intersect1d(own, sample) for other, sample in samples.items() if other != split]
+        suspects[split] = np.unique(np.concatenate([own[:0], *others]))
+    places: dict[bytes, dict[tuple[str, str], int]] = {}
+    for split, known in suspects.items():
+        for name, image in _suspected(splits[split], known):
+            where = places.setdefault(hashlib.sha256(image.tobytes()).digest(), {})
+            where[split, name] = where.get((split, name), 0) + 1
+    pairs: dict[tuple, int] = {}
+    for where in places.values():
+        owners = list(where)
+        for k, first in enumerate(owners):
+            for second in owners[k + 1 :]:
+                if first[0] != second[0]:
+                    pairs[first, second] = pairs.get((first, second), 0) + where[second]
+    return [
+        Shared(first, second, images, (len(splits[first[0]][first[1]]), len(splits[second[0]][second[1]])))
+        for (first, second), images in pairs.items()
+    ]
+
+
+def _suspected(classes: Classes, known: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    if not len(known):
+        return
+    for name, images in classes.items():
+        images = np.asarray(images)
+        for number in np.flatnonzero(np.isin(_samples(images), known)):
+            yield name, images[number]
+
+
+def _flat_samples(classes: Classes) -> np.ndarray:
+    return np.concatenate([_samples(np.asarray(images)) for images in classes.values()])
+
+
+def _samples(images: np.ndarray) -> np.ndarray:
+    """Eight bytes (uint64) of each image: equal for equal images."""
+    flat = images.reshape(len(images), -1)
+    size = flat.shape[1]
+    starts = np.linspace(size // 4, 3 * size // 4, _RUNS).astype(int)
+    at = np.minimum(starts[:, None] + np.arange(8), size - 1)
+    runs = np.ascontiguousarray(flat[:, at.reshape(-1)]).view(np.uint64)
+    return np.bitwise_xor.reduce(runs * np.array([1, 3, 5, 7], dtype=np.uint64), axis=1)

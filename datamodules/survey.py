@@ -1,0 +1,78 @@
+"""What a data set holds, and what is wrong with it: behind `lightning-ntk data`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from datamodules.disjoint import shared_classes, shared_images
+from datamodules.image_store import Classes, check_images
+from lightning_ntk.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass
+class Survey:
+    """`rows`: a dict of plain values for each split. `findings`: what is wrong, a line each."""
+
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    findings: list[str] = dataclasses.field(default_factory=list)
+
+
+def missing_splits(splits: Mapping[str, Classes], trains: bool = True) -> Iterator[str]:
+    """A line for each split that must be there and is not, or that is none.
+
+    `trains`: whether there is anything to train on; a data set for testing alone needs no more than its test split.
+    """
+    for split in ("train", "test") if trains else ("test",):
+        if split not in splits:
+            needed = "both train and test are" if trains else "it is"
+            yield f"The data set has no classes in its {split} split; {needed} needed."
+    for split in splits:
+        if split not in SPLITS:
+            yield f"The data set has the split {split!r}; expected {', '.join(SPLITS)}."
+
+
+def survey_images(splits: Mapping[str, Classes], trains: bool = True) -> Survey:
+    """The table of the splits; as findings what they share, and classes that are no images."""
+    survey = Survey(findings=list(missing_splits(splits, trains)))
+    for split, classes in splits.items():
+        wrong = list(_malformed(split, classes))
+        survey.findings += wrong
+        if classes and not wrong:
+            survey.rows.append(_row(split, classes))
+    if len(survey.rows) == len(splits):
+        survey.findings += [*shared_classes(splits), *map(str, shared_images(splits))]
+    shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
+    if len(shapes) > 1:
+        survey.findings.append(f"The splits have images of different shapes: {', '.join(map(str, sorted(shapes)))}.")
+    return survey
+
+
+def _malformed(split: str, classes: Classes) -> Iterator[str]:
+    shape = None
+    for name, images in classes.items():
+        try:
+            shape = check_images(split, name, images, shape)
+        except DataError as error:
+            yield str(error)
+
+
+def _row(split: str, classes: Classes) -> dict[str, Any]:
+    sizes = {name: len(images) for name, images in classes.items()}
+    smallest = min(sizes, key=lambda name: sizes[name])
+    channels, height, width = next(iter(classes.values())).shape[1:]
+    return {
+        "split": split,
+        "classes": len(sizes),
+        "images": sum(sizes.values()),
+        "height": int(height),
+        "width": int(width),
+        "channels": int(channels),
+        "smallest class": smallest,
+        "its images": sizes[smallest],
+        "median": int(np.median(list(sizes.values()))),
+        "largest": max(sizes.values()),
+    }

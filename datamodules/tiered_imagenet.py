@@ -1,0 +1,110 @@
+"""tiered-ImageNet: 608 classes of ImageNet, split by 34 categories (Ren et al. 2018), 84x84 pixels."""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from datamodules.cache import Items
+from datamodules.decoding import Item
+from datamodules.pickles import load_pickle
+from datamodules.published import Part, PublishedImages
+from lightning_ntk.errors import ConfigError, DataError
+
+FOLDER = "tiered-imagenet"
+ARCHIVE = f"{FOLDER}.tar"
+CHECKSUM = "md5:e07e811b9f29362d159a9edd0d838c62"
+
+
+class TieredImageNet(PublishedImages):
+    """A class is a WordNet id where the release's synsets.txt and class_names.txt lie beside, else its words.
+
+    The pickles are the split, one pair for each of train, val and test. What they hold is compared with
+    conf/splits/tiered_imagenet.csv: class by class where the ids are known, else by numbers of classes, and by numbers
+    of images. Decoding a split takes about as much memory as its pickle.
+
+    Args:
+        image_size: the images have 84 x 84 pixels.
+        **rest: see `PublishedImages`.
+    """
+
+    name = "tiered_imagenet"
+    native_size = 84
+    source: ClassVar[str] = (
+        f"ImageNet's terms bind whoever uses it, so fetch it yourself: {ARCHIVE} (12 GB) from "
+        "https://github.com/renmengye/few-shot-ssl-public, or its files from https://zenodo.org/record/7978538 "
+        "(learn2learn), without tiered-imagenet- in their names"
+    )
+    tree: ClassVar[str] = f"""  ROOT/{FOLDER}/train_images_png.pkl, train_labels.pkl, or ROOT/{ARCHIVE}
+  ROOT/{FOLDER}/val_images_png.pkl, val_labels.pkl
+  ROOT/{FOLDER}/test_images_png.pkl, test_labels.pkl
+  ROOT/{FOLDER}/synsets.txt, class_names.txt (they may lack)"""
+
+    def __init__(
+        self, *, image_size: int | None = 84, channels: int = 3, split_file: str | None = None, **rest: Any
+    ) -> None:
+        if split_file is not None:
+            raise ConfigError(
+                f"data.split_file={split_file}: the pickles of tiered-ImageNet are its split, which cannot be changed "
+                "here. Leave it out; for another split of the images, use data=image_folder."
+            )
+        super().__init__(image_size=image_size, channels=channels, **rest)
+
+    def parts(self) -> list[Part]:
+        return [Part(FOLDER, ARCHIVE, checksum=CHECKSUM)]
+
+    def items(self, split: str, paths: dict[str, Path]) -> Items:
+        file = paths[FOLDER] / f"{split}_labels.pkl"
+        names, labels = self._labels(file)
+        ids = read_ids(paths[FOLDER])
+        names = [ids.get(name, name) for name in names]
+        self._check_classes(split, names, file)
+        images_file = paths[FOLDER] / f"{split}_images_png.pkl"
+        images = load_pickle(images_file)
+        if len(images) != len(labels):
+            raise DataError(f"{images_file} has {len(images)} images, but {file} has {len(labels)} labels.")
+        found: dict[str, list[Item]] = {name: [] for name in names}
+        for number, (label, image) in enumerate(zip(labels.tolist(), images, strict=True)):
+            if not 0 <= label < len(names):
+                raise DataError(f"Image {number} of {images_file} has the label {label}, but there are {len(names)}.")
+            # Each is the bytes of a PNG file, as a uint8 array.
+            encoded = np.ascontiguousarray(image).data.cast("B") if isinstance(image, np.ndarray) else image
+            found[names[label]].append(Item(encoded, f"{number} of {images_file}"))
+        return found
+
+    def _labels(self, file: Path) -> tuple[list[str], np.ndarray]:
+        """The names of the classes of a split, and the class of each image."""
+        content = load_pickle(file)
+        try:
+            labels, names = np.asarray(content["label_specific"]), [str(name) for name in content["label_specific_str"]]
+        except (KeyError, TypeError, IndexError) as error:
+            raise DataError(
+                f"Pickle {file} must hold a dict with label_specific and label_specific_str, as the original release."
+            ) from error
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(f"label_specific of {file} must be the number of each image's class.")
+        # Two classes of ImageNet may have one name ("crane").
+        return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names)], labels
+
+    def _check_classes(self, split: str, names: list[str], file: Path) -> None:
+        expected = self.split.classes[split]
+        by_id = all(re.fullmatch(r"n\d{8}", name) for name in names)
+        if len(names) != len(expected) or (by_id and set(names) != set(expected)):
+            raise DataError(
+                f"{file} has {len(names)} classes that are not the {len(expected)} {split} classes of "
+                f"{self.split.file}: it is not the original release, or not of this split."
+            )
+
+
+def read_ids(folder: Path) -> dict[str, str]:
+    """WordNet id of each class by its words, from the two lists of the release; empty without them."""
+    try:
+        words, ids = (
+            (folder / name).read_text(encoding="utf-8").splitlines() for name in ("class_names.txt", "synsets.txt")
+        )
+    except FileNotFoundError:
+        return {}
+    except UnicodeDecodeError as error:
+        raise DataError(f"class_names.txt or synsets.txt of {folder} cannot be read: {error}") from error
+    return {word.strip(): name.strip() for word, name in zip(words, ids, strict=False) if words.count(word) == 1}

@@ -1,0 +1,77 @@
+"""A family of regression tasks is one method; random Fourier series are one."""
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.fourier import Fourier
+from datamodules.regression import RegressionDataModule
+from lightning_ntk.errors import ConfigError, DataError
+
+
+class Planes(RegressionDataModule):
+    """y = (a . x, b . x) in three dimensions."""
+
+    inputs, outputs = 3, 2
+    low, high = 0.0, 1.0
+
+    def sample_task(self, rng):
+        slopes = rng.standard_normal((3, 2))
+        return lambda x: x @ slopes
+
+
+def test_a_family_in_one_method_gives_tasks_of_its_dimensions():
+    data = Planes(shots=4, queries=6, eval_queries=9, tasks_per_step=2, steps_per_epoch=1)
+    assert (data.spec.kind, data.spec.input_shape, data.spec.outputs) == ("regression", (3,), 2)
+    task = data.draw("train", 0, 0)
+    assert (task.support_x.shape, task.query_y.shape) == ((4, 3), (6, 2))
+    x = torch.cat([task.support_x, task.query_x])
+    assert 0 <= x.min() < x.max() <= 1
+    y = torch.cat([task.support_y, task.query_y])
+    slopes = torch.linalg.lstsq(x, y).solution
+    assert torch.allclose(x @ slopes, y, atol=1e-5), "one function for support and query"
+    assert not torch.allclose(torch.linalg.lstsq(*(data.draw("train", 0, 1).support_x, y[:4])).solution, slopes)
+    (batch,) = data.train_dataloader()
+    assert torch.equal(batch.support_y[0], task.support_y)
+
+
+def test_a_function_of_the_wrong_dimension_is_named():
+    class Wrong(Planes):
+        def sample_task(self, rng):
+            return lambda x: x[:, 0]
+
+    with pytest.raises(DataError, match=r"A task of Wrong must map \(60, 3\) to \(60, 2\), but gave \(60,\)"):
+        Wrong().draw("train", 0, 0)
+
+
+def test_fourier_tasks_are_series_of_unit_variance():
+    data = Fourier(shots=40, queries=40, terms=3)
+    values = []
+    for index in range(300):
+        task = data.draw("train", 0, index)
+        x = torch.cat([task.support_x, task.query_x]).double()
+        y = torch.cat([task.support_y, task.query_y]).double()
+        angles = torch.pi * x * torch.arange(1, 4) / 5
+        design = torch.cat([angles.cos(), angles.sin()], dim=1)
+        fit = torch.linalg.lstsq(design, y).solution
+        assert torch.allclose(design @ fit, y, atol=1e-5)
+        values.append(fit.squeeze())
+    variances = torch.stack(values).square().mean(0)
+    weights = 1 / np.arange(1, 4) ** 2
+    expected = torch.from_numpy(np.tile(weights / weights.sum(), 2))
+    # 300 squares of normal numbers: a relative deviation of 8 %.
+    assert torch.allclose(variances, expected, rtol=0.35)
+    assert abs(float(torch.stack(values).mean())) < 0.05
+
+
+def test_the_settings_of_a_family_are_part_of_the_episodes_identity():
+    identities = {Fourier(**s).episode_ids() for s in ({}, {"terms": 6}, {"decay": 2.0}, {"shots": 5}, {"queries": 7})}
+    assert len(identities) == 4, "all but the training queries"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"), [({"terms": 0}, "data.terms"), ({"decay": 0.0}, "data.decay"), ({"shots": 0}, "data.shots")]
+)
+def test_bad_settings_name_their_key(settings, key):
+    with pytest.raises(ConfigError, match=key):
+        Fourier(**settings)

@@ -1,0 +1,117 @@
+"""tiered-ImageNet from pickles in the layout of the original release."""
+
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import tiny_data
+
+from datamodules import tiered_imagenet
+from datamodules.splits import read_split
+from datamodules.tiered_imagenet import FOLDER, TieredImageNet
+from lightning_ntk.errors import ConfigError, DataError
+
+CLASSES = {"train": ["crane", "house finch, linnet", "crane"], "val": ["x"], "test": ["y", "z"]}
+LABELS = {"train": [0, 2, 1, 0, 2], "val": [0, 0], "test": [1, 0, 1]}
+
+
+def write(root, **changes):
+    (root / FOLDER).mkdir(parents=True)
+    for split, names in CLASSES.items():
+        labels = {
+            "label_specific": np.array(LABELS[split]),
+            "label_general": np.zeros(len(LABELS[split]), int),
+            "label_specific_str": names,
+            "label_general_str": ["thing"],
+        }
+        # OpenCV's encoded images are columns of bytes; some releases have rows.
+        images = [
+            np.frombuffer(tiny_data.encoded(split, k, size=(84, 84)), np.uint8).reshape((-1, 1) if k % 2 else -1)
+            for k in range(len(LABELS[split]))
+        ]
+        (root / FOLDER / f"{split}_labels.pkl").write_bytes(pickle.dumps(labels | changes.get(split, {}), 2))
+        (root / FOLDER / f"{split}_images_png.pkl").write_bytes(pickle.dumps(changes.get(f"{split}_images", images), 2))
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A data set of three, one and two classes, whose split file says so."""
+
+    def made(**settings):
+        rows = {
+            split: [f"n{k:08}" for k in range(10 * place, 10 * place + count)]
+            for place, (split, count) in enumerate((("train", 3), ("val", 1), ("test", 2)))
+        }
+        tiny_data.write_split(tmp_path / "own.csv", **rows)
+        monkeypatch.setattr(TieredImageNet, "split", property(lambda self: read_split(tmp_path / "own.csv")))
+        return TieredImageNet(**{"root": str(tmp_path / "data"), "cache_dir": str(tmp_path / "cache"), **settings})
+
+    return made
+
+
+def test_the_pickles_are_read_and_classes_of_one_name_kept_apart(tmp_path, make, monkeypatch):
+    write(tmp_path / "data")
+    splits = make().class_splits()
+    assert {split: {name: len(x) for name, x in classes.items()} for split, classes in splits.items()} == {
+        "train": {"crane (0)": 2, "crane (2)": 2, "house finch, linnet": 1},
+        "val": {"x": 2},
+        "test": {"y": 1, "z": 2},
+    }
+    expected = [tiny_data.pixels("test", k, size=(84, 84)).transpose(2, 0, 1) for k in (0, 2)]
+    assert np.array_equal(splits["test"]["z"], expected)
+    with tarfile.open(tmp_path / "data" / tiered_imagenet.ARCHIVE, "w") as target:
+        target.add(tmp_path / "data" / FOLDER, FOLDER)
+    tiny_data.remove(tmp_path / "data" / FOLDER)
+    monkeypatch.setattr(tiered_imagenet, "CHECKSUM", "")
+    assert make().class_splits()["test"].digest == splits["test"].digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": {"label_specific_str": ["y"]}}, r"test_labels\.pkl has 1 classes that are not the 2 test classes"),
+        (
+            {"test": {"label_specific_str": ["n00000020", "n00000099"]}},
+            r"has 2 classes that are not the 2 test",
+        ),
+        ({"val": {"label_specific": np.array([0, 3])}}, r"Image 1 of .*val_images_png\.pkl has the label 3"),
+        ({"val": {"label_specific": np.array([0.0, 0.0])}}, r"label_specific of .*val_labels\.pkl must be the number"),
+        ({"val": {"label_specific_str": None}}, r"val_labels\.pkl must hold a dict with label_specific"),
+        ({"val_images": []}, r"val_images_png\.pkl has 0 images, but .* has 2 labels"),
+        ({"val_images": [np.zeros(5, np.uint8), "text"]}, r"Image 0 of .*val_images_png\.pkl cannot be read"),
+    ],
+)
+def test_other_content_is_named(tmp_path, make, changes, message):
+    write(tmp_path / "data", **changes)
+    with pytest.raises(DataError, match=message):
+        make().class_splits()
+
+
+def test_wordnet_ids_as_names_pass_when_they_are_the_splits(tmp_path, make):
+    write(tmp_path / "data", test={"label_specific_str": ["n00000021", "n00000020"]})
+    assert set(make().class_splits()["test"]) == {"n00000020", "n00000021"}
+
+
+def test_the_lists_of_the_release_give_the_ids(tmp_path, make):
+    write(tmp_path / "data")
+    folder = tmp_path / "data" / FOLDER
+    (folder / "class_names.txt").write_text("z\nhouse finch, linnet\ny\ncrane\ncrane\n")
+    (folder / "synsets.txt").write_text("n00000020\nn00000001\nn00000021\nn00000000\nn00000002\n")
+    splits = make().class_splits()
+    assert {name: len(images) for name, images in splits["test"].items()} == {"n00000020": 2, "n00000021": 1}
+    assert set(splits["train"]) == {"crane (0)", "crane (2)", "n00000001"}
+    (folder / "synsets.txt").write_text("n00000020\nn00000001\nn00000029\n")
+    with pytest.raises(DataError, match=r"test_labels\.pkl has 2 classes that are not the 2 test"):
+        make().class_splits()
+
+
+def test_missing_pickles_and_another_split_are_named(tmp_path, make):
+    with pytest.raises(DataError, match=r"no tiered-imagenet or tiered-imagenet\.tar, (.|\n)*few-shot-ssl-public"):
+        make().class_splits()
+    write(tmp_path / "data")
+    (tmp_path / "data" / FOLDER / "val_labels.pkl").unlink()
+    with pytest.raises(DataError, match=r"val_labels\.pkl cannot be read"):
+        make().class_splits()
+    with pytest.raises(ConfigError, match=r"data\.split_file=x\.csv: the pickles .* are its split"):
+        TieredImageNet(split_file="x.csv")

@@ -1,0 +1,61 @@
+"""The examples of docs/DATA.md run as they stand there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_train import TINY
+
+from lightning_ntk import cli
+from lightning_ntk.results import read_results
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+# Without CIFAR-100, which would be fetched.
+COMMANDS = re.findall(r"^    (?:PYTHONPATH=\. )?lightning-ntk (train .*[^\\\n])$", PAGE, re.MULTILINE)
+SIZES = [*(o for o in TINY if "data." not in o), "++data.tasks_per_step=2", "++data.val_episodes=2"]
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files that the page shows, and the images that it speaks of."""
+    for name, text in BLOCKS:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        for tree in ("oak", "elm", "ash", "fir"):
+            arrays[f"{split}-{tree}_{split}"] = images = rng.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+            folder = Path("leaves") / split / f"{tree}_{split}"
+            folder.mkdir(parents=True)
+            for number, image in enumerate(images):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number}.png")
+    np.savez("trees.npz", **arrays)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_way_to_plug_data_in_trains(command, files):
+    words = command.split()
+    assert cli.main([*words, *SIZES, "++data.test_episodes=3", "run_dir=run"]) == 0
+    result = read_results(Path("run"))
+    assert f"data={result.data}" in words
+    assert all(len(scores) == 3 for scores in result.episodes.values())
+
+
+def test_the_page_shows_the_three_ways_and_a_yaml_is_short(files):
+    assert {name for name, _ in BLOCKS if name.endswith(".py")} == {"my_npz.py", "my_signs.py", "my_parabolas.py"}
+    assert [re.search(r"data=(\w+)", command).group(1) for command in COMMANDS] == [
+        "leaves",
+        "npz",
+        "from_dataset",
+        "parabolas",
+    ]
+    texts = dict(BLOCKS)
+    assert all(len(text.strip().splitlines()) <= 8 for name, text in BLOCKS if name.endswith(".yaml"))
+    assert texts["my_npz.py"].count("def ") == 2
+    assert cli.main(["data", "--config-dir", "my_conf", "data=leaves", "out=seen"]) == 0
+    assert Path("seen/episodes.png").stat().st_size > 10000
