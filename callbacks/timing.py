@@ -1,9 +1,11 @@
 """How long training takes and how much memory it needs."""
 
+import contextlib
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ class Timing(pl.Callback):
     training step's end to the next's, loading included) and `memory/peak_mib`.
 
     The peak is that of the GPU's allocator, or on a CPU of the process's resident memory since training began.
+    What callbacks measure on episodes of their own (`ProbeCallback`) counts neither in seconds nor in the peak.
     Seconds and steps go on where they were when a run is resumed.
     """
 
@@ -69,6 +72,17 @@ class Timing(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.test_s = time.perf_counter() - self._test_start
+
+    @contextlib.contextmanager
+    def paused(self, device: torch.device) -> Iterator[None]:
+        """What happens inside is not training: neither its time nor its memory counts."""
+        self.peak_mib = max(self.peak_mib, peak_memory_mib(device))
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            reset_peak_memory(device)
+            self._mark += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
         return {"fit_s": self.fit_s, "peak_mib": self.peak_mib, "steps_s": self.steps_s}

@@ -1,0 +1,50 @@
+"""Kernels of a method's network, ready for their numbers."""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_ntk.ntk import empirical_ntk, functional, spectrum
+from lightning_ntk.ntk.jacobian import Params
+
+
+def kernels(
+    module: nn.Module, params: Params, x: Tensor, kind: str, by_layer: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The kernel of inputs x `[n, ...]` as a matrix in float64 on the CPU, and each layer's part where it is wanted.
+
+    Parameters of less than single precision are taken to single.
+    """
+    full = {name: p.detach().float() if p.dtype.itemsize < 4 else p.detach() for name, p in params.items()}
+    found = empirical_ntk(
+        functional(module)[0],
+        full,
+        x.to(next(iter(full.values())).dtype),
+        kind=kind,
+        coupled=getattr(module, "couples_examples", True),
+        by_layer=by_layer,
+    )
+    layers = {name: matrix(part) for name, part in found.items()} if by_layer else {}
+    return sum(layers.values()) if by_layer else matrix(found), layers
+
+
+def where_not_finite(module: nn.Module, params: Params, x: Tensor) -> str:
+    """Which layers a kernel that is not finite comes from."""
+    layers = {name.rpartition(".")[0] for name, p in params.items() if not bool(torch.isfinite(p).all())}
+    if layers:
+        return f"The kernel is not finite: the parameters of {', '.join(sorted(layers))} are not."
+    parts = kernels(module, params, x, "trace", by_layer=True)[1]
+    layers = {name for name, part in parts.items() if not bool(torch.isfinite(part).all())}
+    return f"The kernel is not finite: the derivatives by {', '.join(sorted(layers))} are not."
+
+
+def evenly(x: Tensor, most: int | None) -> Tensor:
+    """At most so many examples of x `[n, ...]`, spread evenly: over the classes, where x is ordered by class."""
+    n = x.shape[0]
+    if most is None or n <= most:
+        return x
+    return x[torch.arange(most, device=x.device) * n // most]
+
+
+def matrix(kernel: Tensor) -> Tensor:
+    """A kernel as a symmetric matrix in float64 on the CPU, which decomposes small ones faster than a GPU."""
+    return spectrum.as_matrix(kernel.detach().cpu())

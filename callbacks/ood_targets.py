@@ -1,0 +1,125 @@
+"""The data sets that a run is tested on out of distribution, built like its own, and fitted to its network."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from lightning_ntk.building import instantiate
+from lightning_ntk.config import compose_config, plain
+from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.errors import ConfigError, LightningNTKError
+from lightning_ntk.run import Run
+
+# Luminance of red, green and blue (ITU-R BT.601, as Pillow converts).
+LUMINANCE = (0.299, 0.587, 0.114)
+# Shares of an episode that a target takes from the run's own test, unless it says otherwise.
+SHAPE = ("ways", "shots", "queries")
+
+# Targets as the settings give them: names of data=, or names with settings.
+Targets = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
+
+
+def check_targets(targets: Any) -> None:
+    """Raise `ConfigError` unless targets are given as they should be, by names that are free."""
+    settings = targets.values() if isinstance(targets, Mapping) else ()
+    is_right = targets is None or (isinstance(targets, Sequence | Mapping) and not isinstance(targets, str))
+    is_right = is_right and all(isinstance(name, str) for name in targets or ())
+    if not is_right or not all(isinstance(setting, Mapping | None) for setting in settings):
+        raise ConfigError(
+            f"callbacks.ood.targets must be a list of data sets, as [digits], or {{NAME: {{data: image_folder, "
+            f"root: PATH}}}}, but got {targets!r}."
+        )
+    for name in targets or ():
+        if name == "source" or name.startswith("corrupted_"):
+            raise ConfigError(
+                f"callbacks.ood.targets.{name}: this name is taken by the run's own data. Name it otherwise, as "
+                f"{{my_{name}: {{data: NAME}}}}."
+            )
+
+
+def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.LightningDataModule:
+    """A target's datamodule, with the ways, shots, queries and the image shape of the run.
+
+    Args:
+        name: a choice of data=, unless the settings name one by `data` (or are a whole config, with `_target_`).
+        settings: what differs from conf/data/NAME.yaml.
+
+    Raises:
+        ConfigError: naming the target, and what is wrong with it.
+    """
+    key = f"callbacks.ood.targets.{name}"
+    try:
+        own = dict(settings)
+        chosen = target_config(own.pop("data", name), own, run)
+        data = instantiate(OmegaConf.create(chosen), "data", pl.LightningDataModule)
+        data.prepare_data()
+        data.setup()
+    except LightningNTKError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    check_fits(key, data.spec, run.method.spec, any_ways=run.method.any_ways)
+    return data
+
+
+def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:
+    """A target's data config: its YAML, then what it shares with the run, then its own settings."""
+    if "_target_" in own:
+        found = dict(own)
+    else:
+        words = [f"data.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()]
+        found = plain(compose_config("train", [f"data={choice}", *words], run.config_folder).data)
+    source, shape = plain(run.config.data), run.method.spec.input_shape
+    shared = {key: source.get(f"eval_{key}") or source.get(key) for key in SHAPE}
+    shared |= {f"eval_{key}": shared[key] for key in SHAPE} | {"eval_seed": source.get("eval_seed", 0)}
+    if len(shape) == 3:
+        shared |= {"channels": shape[0], "image_size": max(shape[1:])}
+    return found | {key: value for key, value in shared.items() if key in found and key not in own and value}
+
+
+def check_fits(key: str, target: TaskSpec, source: TaskSpec, *, any_ways: bool) -> None:
+    """Raise `ConfigError` unless the run's network can take the target's tasks, images converted.
+
+    `any_ways`: the method needs no output for each way.
+    """
+    if target.kind != source.kind:
+        raise ConfigError(f"{key}: the run is {source.kind}, but the target's tasks are {target.kind}.")
+    if source.kind == "classification" and target.outputs > source.outputs and not any_ways:
+        raise ConfigError(
+            f"{key}: the network has {source.outputs} outputs, one for each way, but the target's tasks have "
+            f"{target.outputs} ways. Set {key}.ways to at most {source.outputs}."
+        )
+    if source.kind == "regression" and target.outputs != source.outputs:
+        raise ConfigError(
+            f"{key}: the network has {source.outputs} outputs, but the target's tasks have {target.outputs}."
+        )
+    images = len(target.input_shape) == len(source.input_shape) == 3
+    convertible = images and {target.input_shape[0], source.input_shape[0]} <= {1, 3}
+    if target.input_shape != source.input_shape and not convertible:
+        raise ConfigError(
+            f"{key}: the network takes inputs of shape {source.input_shape}, and the target's are "
+            f"{target.input_shape}: only images of 1 or 3 channels are converted into each other."
+        )
+
+
+def fitted(episode: Episode, shape: tuple[int, ...]) -> Episode:
+    """An episode with its images, in [0, 1], converted to a shape `(channels, height, width)`; others as they are."""
+    support_x, query_x = (as_shape(x, shape) for x in (episode.support_x, episode.query_x))
+    return Episode(support_x, episode.support_y, query_x, episode.query_y, episode.index)
+
+
+def as_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images `[n, c, h, w]` in other channels (grey is repeated, RGB becomes its luminance) and another size (bilinear,
+    averaged where it becomes smaller)."""
+    if tuple(x.shape[1:]) == tuple(shape):
+        return x
+    channels, *size = shape
+    if x.shape[1] != channels:
+        weights = x.new_tensor(LUMINANCE).view(3, 1, 1)
+        x = (x * weights).sum(1, keepdim=True) if channels == 1 else x.expand(-1, channels, -1, -1)
+    if list(x.shape[2:]) != size:
+        x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return x

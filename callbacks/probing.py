@@ -1,0 +1,62 @@
+"""The surroundings of a probe: fixed episodes on the device, the method as it was, results of all ranks together."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from lightning_ntk import random_state
+from lightning_ntk.episode import Episode
+from lightning_ntk.methods.base import MetaLearner
+
+
+@contextlib.contextmanager
+def undisturbed(method: MetaLearner) -> Iterator[None]:
+    """Inside, modules are in eval mode and gradients enabled; afterwards the method and all random generators are as
+    they were: modes, buffers and gradients of parameters."""
+    modes = {module: module.training for module in method.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in method.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
+    method.eval()
+    try:
+        with random_state.kept(method.device), torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def episode_seed(eval_seed: int, split: str, index: int) -> int:
+    """The seed of what is drawn at random while an episode is probed, below 2**32: the same for all callbacks."""
+    return int(np.random.SeedSequence([eval_seed, ("val", "test").index(split), index]).generate_state(1)[0])
+
+
+def on_device(trainer: pl.Trainer, episode: Episode) -> Episode:
+    """One drawn task, converted and brought to the device as Lightning does with a batch of them."""
+    batch = trainer.precision_plugin.convert_input(Episode.stack([episode]))
+    return next(iter(trainer.strategy.batch_to_device(batch)))
+
+
+def is_finite(method: MetaLearner) -> bool:
+    """Whether all parameters are finite numbers."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in method.parameters())
+
+
+def gather_by_index(local: dict[int, Any]) -> dict[int, Any]:
+    """Every rank's entries, in the order of their indices; the same on all ranks."""
+    parts = [local]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [{}] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, local)
+    merged = {index: value for part in parts for index, value in part.items()}
+    return {index: merged[index] for index in sorted(merged)}
