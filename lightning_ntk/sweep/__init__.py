@@ -1,0 +1,1 @@
+"""`lightning-ntk sweep`: many runs of `train`, each in a process of its own."""

@@ -1,0 +1,229 @@
+"""`lightning-ntk sweep`: from a command line to jobs, results and a comparison."""
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from lightning_ntk.cli_arguments import parse_command
+from lightning_ntk.compare import compare
+from lightning_ntk.config import UnknownSettingError, conf_folder, groups, own_folder
+from lightning_ntk.errors import ConfigError, JobsFailedError, LightningNTKError, nearest_name
+from lightning_ntk.paths import as_path
+from lightning_ntk.results import FILE_NAME, read_results
+from lightning_ntk.sweep.board import Board
+from lightning_ntk.sweep.grid import digest, expand, read_overrides
+from lightning_ntk.sweep.job import Job, State, read_state, result_error
+from lightning_ntk.sweep.launchers.base import Launcher
+from lightning_ntk.sweep.plan import make_jobs, to_run
+from lightning_ntk.sweep.progress import Progress
+from lightning_ntk.sweep.runner import Runner
+from lightning_ntk.sweep.settings import Settings, read_settings
+from lightning_ntk.sweep.start import LOCK_FILE, lock
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Sweep as the command line asks; see `lightning-ntk sweep --help`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = parse_command("sweep", plain_words(words) or ["--help"])
+    if command is None:
+        return
+    settings, overrides = read_settings(command.overrides, command.config_folder)
+    folders = [conf_folder(), *([own_folder(command.config_folder)] if command.config_folder else [])]
+    known = groups(folders)
+    out = sweep_folder(settings, overrides)
+    config_folder = None if command.config_folder is None else str(folders[-1])
+    again = f"Go on with: lightning-ntk sweep {shlex.join(without_rerun(words))}"
+    if settings.search is None:
+        grid = expand(read_overrides(overrides, known), settings.max_jobs)
+        try:
+            jobs = make_jobs(grid, out, known, config_folder)
+        except UnknownSettingError as error:
+            names = [field.name for field in dataclasses.fields(Settings)]
+            raise ConfigError(
+                f"{error} Settings of the sweep itself: {', '.join(names)}.{nearest_name(error.key, names)}"
+            ) from error
+        check_baseline(settings.baseline, jobs, known)
+        if command.show_config:
+            show_jobs(jobs)
+            return
+        with held(out), stoppable(again):
+            run_grid(jobs, out, settings)
+    else:
+        from lightning_ntk.sweep.search_command import run_search
+
+        run_search(overrides, known, out, settings, dataclasses.replace(command, config_folder=config_folder), again)
+
+
+def plain_words(words: Sequence[str]) -> list[str]:
+    """The options of this command as settings: --rerun failed, --many."""
+    plain = []
+    for word in words:
+        if plain and plain[-1] == "--rerun":
+            plain[-1] = f"rerun={word}"
+        elif word.startswith("--rerun="):
+            plain.append(word.removeprefix("--"))
+        else:
+            plain.append("max_jobs=1000000000" if word == "--many" else word)
+    if plain and plain[-1] == "--rerun":
+        raise ConfigError("--rerun needs to know what: --rerun failed, or --rerun all.")
+    return plain
+
+
+def without_rerun(words: Sequence[str]) -> list[str]:
+    """A command line that does not begin anew what the interrupted one has begun anew."""
+    kept = list(words)
+    if "--rerun" in kept:
+        at = kept.index("--rerun")
+        del kept[at : at + 2]
+    return [word for word in kept if not word.startswith(("--rerun=", "rerun="))]
+
+
+def sweep_folder(settings: Settings, overrides: Sequence[str]) -> Path:
+    """Where a sweep's jobs go: the same place for the same command."""
+    if settings.out is not None:
+        return as_path(settings.out, "out").resolve()
+    name = settings.sweep if settings.sweep is not None else digest(" ".join(overrides))
+    return Path.cwd() / "runs" / f"{settings.search or 'sweep'}_{name}"
+
+
+def check_baseline(baseline: str | None, jobs: Sequence[Job], known: dict[str, dict[str, str]]) -> None:
+    """Raise `ConfigError` for a baseline that is no method, now rather than at the end."""
+    if baseline is not None and baseline not in known["method"] and baseline not in {job.name for job in jobs}:
+        raise ConfigError(f"baseline={baseline} is no method.{nearest_name(baseline, known['method'])}")
+
+
+def show_jobs(jobs: Sequence[Job]) -> None:
+    """Print what would run."""
+    for job in jobs:
+        sys.stdout.write(f"{job.name}: lightning-ntk train {shlex.join(job.overrides)}\n")
+    sys.stdout.write(f"{len(jobs)} jobs in {jobs[0].folder.parent}\n")
+
+
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Hold the folder of a sweep, so that no second command works on it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        taken = lock(out / LOCK_FILE)
+    except OSError as error:
+        raise ConfigError(f"out={out} cannot be written: {error.strerror}. Name another folder by out=.") from error
+    if taken is None:
+        holder = (out / LOCK_FILE).read_text(encoding="utf-8").strip()
+        raise ConfigError(f"out={out}: another sweep works on this folder ({holder}). Wait for it, or name another.")
+    try:
+        yield
+    finally:
+        os.close(taken)
+
+
+@contextlib.contextmanager
+def stoppable(again: str) -> Iterator[None]:
+    """Ctrl+C, and SIGTERM and SIGHUP like it, end with the command to go on with."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Started by nohup, it stays; outside the main thread, signals go elsewhere.
+        if signal.getsignal(number) != signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+            before[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(again) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class JobList:
+    """A list of jobs, as the source of the runner."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.left = list(jobs)
+
+    def take(self, number: int) -> list[Job]:
+        taken, self.left = self.left[:number], self.left[number:]
+        return taken
+
+    def is_hopeless(self, job: Job, progress: Progress) -> bool:
+        return False
+
+    def finished(self, job: Job, state: State, progress: Progress) -> None:
+        """Nothing depends on it."""
+
+
+def build_launcher(settings: Settings, jobs: Sequence[Job], out: Path) -> Launcher:
+    """The launcher that the settings name; bad input is found now."""
+    needs = list(dict.fromkeys(job.needs for job in jobs))
+    if settings.launcher == "ray":
+        from lightning_ntk.sweep.launchers.ray import RayLauncher
+
+        return RayLauncher(needs, settings.jobs, settings.ray)
+    if settings.launcher == "slurm":
+        from lightning_ntk.sweep.launchers.slurm import SlurmLauncher
+
+        return SlurmLauncher(needs, settings.jobs, settings.slurm, out)
+    from lightning_ntk.sweep.launchers.local import LocalLauncher
+
+    return LocalLauncher(needs, settings.jobs)
+
+
+def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
+    """Run what is missing of a grid, then compare what there is.
+
+    Raises:
+        JobsFailedError: a job has failed.
+    """
+    todo, finished, _ = to_run(jobs, settings.rerun)
+    if todo:
+        launcher = build_launcher(settings, todo, out)
+        try:
+            with Board(len(todo), len(finished)) as board:
+                Runner(JobList(todo), launcher, board, settings.retries).run()
+        finally:
+            launcher.close()
+        sys.stdout.write(f"{board.summary()}, in {board.spent()}\n")
+    else:
+        sys.stdout.write(f"Nothing to run: {len(finished)} of {len(jobs)} jobs have their results.\n")
+    try:
+        compare_finished(jobs, out, settings.baseline)
+    except LightningNTKError as error:  # What failed must still be said.
+        sys.stderr.write(f"There is no comparison: {error}\n")
+    check_all_done(jobs)
+
+
+def compare_finished(jobs: Sequence[Job], out: Path, baseline: str | None) -> None:
+    """Compare the finished jobs: one table for each set of test episodes."""
+    alike: dict[str, list[Path]] = {}
+    names: dict[str, str] = {}
+    for job in jobs:
+        if (job.folder / FILE_NAME).exists() and result_error(job) is None:
+            result = read_results(job.folder)
+            alike.setdefault(result.episode_ids, []).append(job.folder)
+            names.setdefault(result.episode_ids, result.data)
+    for number, (episodes, folders) in enumerate(alike.items()):
+        methods = {read_results(folder).method for folder in folders}
+        where = out if len(alike) == 1 else out / f"comparison_{number}_{names[episodes]}"
+        compare(folders, baseline if baseline in methods else None, where)
+
+
+def check_all_done(jobs: Sequence[Job]) -> None:
+    """Raise `JobsFailedError` for the jobs that have failed, each with its error and its log."""
+    failed = []
+    for job in jobs:
+        state = read_state(job.folder)
+        error = result_error(job) if state.status != "failed" else state.error
+        if error is not None:
+            failed.append(f"  {job.name}: {error}" + (f" (log: {state.log})" if state.log else ""))
+    if failed:
+        lines = "\n".join(failed[:20] + ([f"  ... and {len(failed) - 20} more"] if len(failed) > 20 else []))
+        raise JobsFailedError(f"{len(failed)} of {len(jobs)} jobs failed; --rerun failed takes them up again:\n{lines}")

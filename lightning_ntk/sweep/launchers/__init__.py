@@ -1,0 +1,1 @@
+"""Where jobs run: one launcher a file, over the same two calls (base.py)."""

@@ -1,0 +1,126 @@
+"""From overrides to jobs: every key is looked up, and every job's needs are known, before anything starts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lightning_ntk.config import compose_config
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.overrides import key_of
+from lightning_ntk.sweep.job import TEMPORARY_STATE_FILE, TRAIN, Job, Needs, has_result, read_state, result_error
+from lightning_ntk.sweep.start import LOCK_FILE, STATE_FILE, clear, is_locked
+
+# Settings beside the groups that decide what a job needs.
+DECIDE_NEEDS = ("steps", "test", "trainer.devices", "trainer.num_nodes", "trainer.accelerator")
+
+
+def make_jobs(
+    grid: dict[str, list[str]], out: Path, known: dict[str, dict[str, str]], config_folder: str | None
+) -> list[Job]:
+    """The jobs of a grid, each composed first.
+
+    Args:
+        grid: `{name: overrides}`.
+        known: the groups and their choices.
+
+    Raises:
+        ConfigError: a key or a choice does not exist, or a setting of a job's size is no number.
+    """
+    # Jobs that differ in plain values alone have the same keys: one composition, a tenth of a second, is for them all.
+    composed: dict[tuple[str, ...], Needs] = {}
+    jobs = []
+    for name, overrides in grid.items():
+        deciding = tuple(o for o in overrides if key_of(o) in known or key_of(o) in DECIDE_NEEDS)
+        if deciding not in composed:
+            composed[deciding] = needs_of(compose_config("train", overrides, config_folder))
+        jobs.append(Job(name, tuple(overrides), out / name, composed[deciding], config_folder, TRAIN))
+    return jobs
+
+
+def needs_of(config: DictConfig) -> Needs:
+    """What a job of this config needs."""
+    trainer = config.trainer
+    nodes = trainer.get("num_nodes", 1)
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise ConfigError(f"trainer.num_nodes must be a whole number of at least 1, but got {nodes!r}.")
+    return Needs(
+        devices=count_devices(trainer.get("devices", 1)),
+        nodes=nodes,
+        cpu=trainer.get("accelerator") == "cpu",
+        steps=config.steps if isinstance(config.steps, int) else 0,
+        tests=config.test is not False,
+    )
+
+
+def count_devices(devices: Any) -> int:
+    """How many devices Lightning would use; 0 for all there are."""
+    if devices in (None, "auto", -1, "-1"):
+        return 0
+    if str(devices).isdigit() and int(devices) > 0:
+        return int(devices)
+    # A list of them: [0, 1] or "0,1".
+    listed = devices.split(",") if isinstance(devices, str) and "," in devices else devices
+    if isinstance(listed, Sequence) and listed and all(str(device).strip().isdigit() for device in listed):
+        return len(listed)
+    raise ConfigError(f"trainer.devices must be a number of devices, a list of them or auto, but got {devices!r}.")
+
+
+def to_run(jobs: Sequence[Job], rerun: str) -> tuple[list[Job], list[Job], list[Job]]:
+    """Split jobs into those to run now, those that have a result, and those that failed and are left alone.
+
+    A folder whose results.json cannot be read (another version wrote it) counts as failed.
+
+    Raises:
+        ConfigError: a job's folder was made with other settings, or by nobody of us.
+    """
+    todo, finished, failed = [], [], []
+    for job in jobs:
+        state = read_state(job.folder)
+        check_ours(job)
+        if rerun == "all":
+            start_anew(job)
+            todo.append(job)
+            continue
+        check_same_settings(job, state.overrides)
+        if has_result(job, state):
+            finished.append(job)
+        elif state.status == "failed" or has_foreign_result(job):
+            (todo if rerun == "failed" else failed).append(job)
+        else:
+            todo.append(job)
+    for job in todo:
+        if has_foreign_result(job):
+            start_anew(job)
+    return todo, finished, failed
+
+
+def check_ours(job: Job) -> None:
+    """Raise `ConfigError` when a job's folder holds files that no sweep has put there: they could be overwritten."""
+    names = {path.name for path in job.folder.iterdir()} if job.folder.is_dir() else set()
+    if STATE_FILE not in names and names - {TEMPORARY_STATE_FILE}:
+        raise ConfigError(f"{job.folder} holds files that are not of a sweep. Name another folder by out=.")
+
+
+def has_foreign_result(job: Job) -> bool:
+    """Whether there is a results.json that this version cannot read."""
+    return job.needs.tests and (job.folder / "results.json").exists() and result_error(job) is not None
+
+
+def start_anew(job: Job) -> None:
+    """Remove what a job's folder holds, unless a process is writing it."""
+    if job.folder.is_dir():
+        if is_locked(job.folder / LOCK_FILE):
+            raise ConfigError(f"{job.folder} is being written by another process. End it first.")
+        clear(job.folder)
+
+
+def check_same_settings(job: Job, made_with: Sequence[str]) -> None:
+    """Raise `ConfigError` when a job's folder holds a run of other settings."""
+    if made_with and sorted(made_with) != sorted(job.overrides):
+        changed = sorted(set(made_with) ^ set(job.overrides))
+        raise ConfigError(
+            f"{job.folder} was made with other settings ({', '.join(changed)} differ). Name another folder by out=, or "
+            "begin everything anew with --rerun all."
+        )

@@ -1,0 +1,104 @@
+"""What a job's process does before it becomes the training: `python -m lightning_ntk.sweep.start FOLDER RANK PARENT`.
+
+It runs on the machine of the job and imports nothing heavy. It sees to it that the job dies with the one that started
+it, that no two processes write one folder, and that a run with a checkpoint goes on from there. Then it is replaced by
+`python ARGUMENTS run_dir=FOLDER` (or `ckpt=FOLDER`).
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from lightning_ntk.cluster import die_with_parent
+
+STATE_FILE = "job.json"
+LOCK_FILE = ".lock"
+LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+# What a job's folder keeps when the job begins anew.
+KEPT = r"job\.json|\.lock|log_\d+(_rank\d+)?\.txt"
+# How long a process of an earlier attempt, whose parent is gone, may take to die.
+LOCK_WAIT_S = 30.0
+EXIT_LOCKED = 75  # EX_TEMPFAIL
+
+
+def main(argv: list[str]) -> None:
+    """Become the training process of a job."""
+    folder, rank, parent, arguments = Path(argv[0]), int(argv[1]), int(argv[2]), argv[3:]
+    die_with(parent)
+    # SLURM sends it to all processes before it takes the machine; the one that started us knows what to do then.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    going_on = (folder / LAST_CHECKPOINT).is_file()
+    if rank == 0:
+        held = lock(folder / LOCK_FILE, LOCK_WAIT_S)
+        if held is None:
+            holder = (folder / LOCK_FILE).read_text(encoding="utf-8").strip()
+            sys.stderr.write(f"lightning-ntk: {folder} is being written by another process ({holder}).\n")
+            sys.exit(EXIT_LOCKED)
+        os.set_inheritable(held, True)  # The training holds it on, for as long as it lives.
+        going_on = (folder / LAST_CHECKPOINT).is_file()
+        if not going_on:  # What was begun has nothing to go on from.
+            clear(folder)
+    where = f"ckpt={folder}" if going_on else f"run_dir={folder}"
+    os.execv(sys.executable, [sys.executable, *arguments, where])
+
+
+def clear(folder: Path) -> None:
+    """Remove what earlier attempts of a job left in its folder, but for its state and its logs."""
+    for path in folder.iterdir():
+        if not re.fullmatch(KEPT, path.name):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def die_with(parent: int) -> None:
+    """Ask Linux to kill this process when its parent ends, however that ends."""
+    die_with_parent()
+    if sys.platform == "linux" and os.getppid() != parent:  # It has ended already.
+        sys.exit(EXIT_LOCKED)
+
+
+def lock(file: Path, wait_s: float = 0.0) -> int | None:
+    """Take a lock; returns the open file that holds it until it is closed, or None when somebody else has it.
+
+    A file system that knows no locks gives none: then this says so on stderr and goes on.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.1)
+        except OSError as error:
+            sys.stderr.write(f"{file.parent} is on a file system without locks ({error.strerror}): start this once.\n")
+            break
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a living process has a lock."""
+    if not file.exists():
+        return False
+    with file.open("rb") as target:
+        try:
+            fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # No locks here.
+            return False
+    return False
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

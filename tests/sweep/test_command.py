@@ -1,0 +1,234 @@
+"""The command: what it says, how it ends, and what it leaves; its jobs train nothing, but for the last tests."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from sweeping import PROGRAM, starts
+
+from lightning_ntk import cli
+from lightning_ntk.config import conf_folder, groups
+from lightning_ntk.errors import ConfigError, MissingDependencyError
+from lightning_ntk.results import read_results
+from lightning_ntk.sweep import plan
+from lightning_ntk.sweep.command import plain_words, sweep_folder
+from lightning_ntk.sweep.grid import expand, read_overrides
+from lightning_ntk.sweep.job import Job, read_state
+from lightning_ntk.sweep.settings import Settings, load_yaml, read_settings
+from lightning_ntk.sweep.start import LOCK_FILE, is_locked
+from lightning_ntk.sweep.wandb_sweep import is_wandb
+
+
+@pytest.fixture(autouse=True)
+def _trivial(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(conf_folder().parent))
+    monkeypatch.setattr(plan, "TRAIN", PROGRAM)
+
+
+def test_a_sweep_ends_with_the_comparison_and_does_nothing_twice(capsys):
+    words = ["sweep", "method=maml,anil", "seed=range(2)", "steps=2", "val_every=1", "out=o", "baseline=maml"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "4 done" in said
+    assert "maml, mean over 2 seeds" in said
+    comparison = Path("o/comparison.md").read_text()
+    assert "| difference to baseline |" in comparison
+    assert "| maml, mean over 2 seeds |" in comparison
+    assert sorted(p.name for p in Path("o").glob("method=*")) == [
+        "method=anil,seed=0",
+        "method=anil,seed=1",
+        "method=maml,seed=0",
+        "method=maml,seed=1",
+    ]
+    assert cli.main(words) == 0
+    assert "Nothing to run: 4 of 4 jobs have their results" in capsys.readouterr().out
+    assert len(Path("o/starts_method=maml,seed=0.txt").read_text().splitlines()) == 1
+    assert cli.main([*words, "--rerun", "all"]) == 0
+    assert len(Path("o/starts_method=maml,seed=0.txt").read_text().splitlines()) == 2
+
+
+def test_a_failed_job_is_named_with_its_log_and_the_status_says_so(capsys, monkeypatch, tmp_path):
+    script = tmp_path / "fails_for_seed_1.py"
+    script.write_text(
+        "import runpy, sys\nif 'seed=1' in sys.argv: raise MemoryError('too large')\n"
+        f"sys.argv[0] = {PROGRAM[0]!r}; runpy.run_path({PROGRAM[0]!r})\n"
+    )
+    monkeypatch.setattr(plan, "TRAIN", (str(script),))
+    words = ["sweep", "seed=range(3)", "out=o"]
+    assert cli.main(words) == 1
+    out, error = capsys.readouterr()
+    assert "seed=1: MemoryError: too large (log: " in error
+    assert "1 of 3 jobs failed; --rerun failed" in error
+    assert "mean over 2 seeds" in out
+    assert cli.main(words) == 1, "a failed job is not tried again unasked"
+    assert read_state(Path("o/seed=1")).attempts == 1
+    monkeypatch.setattr(plan, "TRAIN", PROGRAM)
+    assert cli.main([*words, "--rerun", "failed"]) == 0
+    assert read_state(Path("o/seed=1")).attempts == 2
+
+
+def test_bad_input_is_named_before_anything_starts(capsys):
+    for words, message in {
+        ("data.wayz=3",): "Did you mean 'data.ways'",
+        ("method=maml,mamml",): "method=mamml does not exist",
+        ("method=maml,anil", "method.t=3"): "'method.t'",
+        ("seed=range(2000)",): "more than max_jobs=1000",
+        ("seed=1,2", "joobs=2"): "Did you mean 'jobs'",
+        ("seed=1,2", "launcher=rey"): "Did you mean 'ray'",
+        ("seed=1,2", "ray.adress=x"): "Did you mean 'ray.address'",
+        ("seed=1,2", "slurm.accont=x"): "Did you mean 'slurm.account'",
+        ("seed=1,2", "search=grid"): "search must be optuna or null, but got 'grid'",
+        ("seed=1,2", "out="): "out must be a path, but got ''",
+        ("seed=1,2", "out=~nobody_of_that_name/x"): "out=~nobody_of_that_name/x: ",
+        ("seed=1,2", "jobs=1,2"): "jobs=1,2: a setting of the sweep itself takes one value",
+        ("seed=1,2", "jobs=two"): ": jobs must be a whole number",
+        ("seed=1,2", "retries=-1"): "retries must be at least 0",
+        ("seed=1,2", "slurm.minutes=0"): "slurm.minutes must be at least 1",
+        ("sweep=comparizon",): "Did you mean 'comparison'",
+        ("seed=1,2", "baseline=mamml"): "baseline=mamml is no method. Did you mean 'maml'",
+        ("seed=1,2", "trainer.devices=64", "trainer.accelerator=cpu"): "this machine has",
+        ("seed=1,2", "trainer.devices=x"): "trainer.devices must be a number",
+        ("seed=1,2", "trainer.num_nodes=2"): "launcher=slurm",
+        ("seed=1,2", "launcher=ray", "ray.address=127.0.0.1:1"): "ray.address=127.0.0.1:1 does not answer",
+        ("seed=1,2", "out=/proc/nowhere"): "out=/proc/nowhere cannot be written",
+        ("search=optuna", "seed=1,2"): "a seed is not tuned",
+        ("seed=1,2", "-m"): "lightning-ntk sweep",
+    }.items():
+        assert cli.main(["sweep", *words]) == 2, words
+        assert message in capsys.readouterr().err
+    assert not list(Path(".").rglob("job.json"))
+
+
+def test_a_command_without_words_starts_nothing(capsys):
+    assert cli.main(["sweep"]) == 0
+    assert "usage: lightning-ntk sweep" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+def test_two_sweeps_do_not_work_on_one_folder(capsys):
+    Path("o").mkdir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from pathlib import Path; from lightning_ntk.sweep.start import lock\n"
+         "held = lock(Path('o/.lock')); print('held', flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    holder.stdout.readline()
+    assert cli.main(["sweep", "seed=1,2", "out=o"]) == 2
+    assert f"another sweep works on this folder (process {holder.pid} on" in capsys.readouterr().err
+    holder.communicate(b"")
+    assert cli.main(["sweep", "seed=1,2", "out=o"]) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_what_is_finished_and_says_how_to_go_on(number, capsys):
+    words = ["sweep", "seed=0,1", "steps=2,4000", "val_every=1", "out=o", "jobs=2"]
+    code = (
+        "import sys; from lightning_ntk import cli; from lightning_ntk.sweep import plan\n"
+        f"plan.TRAIN = {SLOW!r}\nsys.exit(cli.main({words!r}))"
+    )
+    sweep = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 280
+    jobs = [Job(f"seed={seed},steps=4000", (), Path(f"o/seed={seed},steps=4000")) for seed in (0, 1)]
+    while not (starts(jobs[0]) and Path("o/seed=0,steps=2/results.json").exists()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    sweep.send_signal(number)
+    _, error = sweep.communicate(timeout=280)
+    assert sweep.returncode == 130
+    assert "Go on with: lightning-ntk sweep seed=0,1 steps=2,4000" in error.decode()
+    assert not any(is_locked(job.folder / LOCK_FILE) for job in jobs)
+    assert read_state(Path("o/seed=0,steps=2")).status == "done"
+    assert read_state(jobs[0].folder).status == "pending"
+    read_results(Path("o/seed=0,steps=2"))
+
+
+SLOW = ("-c", f"import runpy, sys; sys.argv.append('seconds=0.05'); runpy.run_path({PROGRAM[0]!r})")
+
+
+def test_the_folder_of_a_sweep_follows_from_its_command():
+    assert sweep_folder(Settings(), ["seed=1,2"]) == sweep_folder(Settings(), ["seed=1,2"])
+    assert sweep_folder(Settings(), ["seed=1,2"]) != sweep_folder(Settings(), ["seed=1,3"])
+    assert sweep_folder(Settings(sweep="sine"), []) == Path.cwd() / "runs" / "sweep_sine"
+    assert sweep_folder(Settings(out="x"), []) == Path.cwd() / "x"
+
+
+@pytest.mark.parametrize("name", ["a=b", "ünï", "a(b)", "/tmp/a,b", "5", "~/x"])
+def test_the_folder_may_have_any_name(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings, overrides = read_settings(["seed=1,2", f"out={name}"])
+    assert overrides == ["seed=1,2"]
+    expected = tmp_path / "home" / "x" if name == "~/x" else Path.cwd() / name
+    assert sweep_folder(settings, overrides) == expected
+
+
+def test_options_are_settings():
+    assert plain_words(["--rerun", "failed", "seed=1", "--many"]) == ["rerun=failed", "seed=1", "max_jobs=1000000000"]
+    assert plain_words(["--rerun=all"]) == ["rerun=all"]
+    with pytest.raises(ConfigError, match="--rerun failed"):
+        plain_words(["--rerun"])
+
+
+def test_a_named_sweep_gives_way_to_the_command_line():
+    settings, overrides = read_settings(["sweep=comparison", "seed=7", "jobs=3", "slurm.extra.qos=high"])
+    assert overrides == ["method=glob(*)", "experiment=demo", "seed=7"]
+    assert (settings.baseline, settings.jobs, settings.slurm.extra) == ("maml", 3, {"qos": "high"})
+    assert settings.slurm.minutes == 1440
+    named, _ = read_settings(["sweep=comparison", "baseline=anil"])
+    assert named.baseline == "anil"
+
+
+@pytest.mark.parametrize("name", [file.stem for file in (conf_folder() / "sweep").glob("*.yaml")])
+def test_every_named_sweep_describes_itself_and_composes(name, tmp_path):
+    file = conf_folder() / "sweep" / f"{name}.yaml"
+    assert 10 < len(file.read_text().splitlines()[0]) < 120
+    if is_wandb(load_yaml(file)):
+        return
+    settings, overrides = read_settings([f"sweep={name}"])
+    known = groups([conf_folder()])
+    if settings.search is None:
+        assert plan.make_jobs(expand(read_overrides(overrides, known), 1000), tmp_path, known, None)
+
+
+def test_sweeps_are_no_group_and_the_defaults_are_those_of_the_yaml(capsys):
+    assert "sweep" not in groups([conf_folder()])
+    settings, _ = read_settings([])
+    assert settings == Settings()
+    written = OmegaConf.load(conf_folder() / "sweep.yaml")
+    assert set(written) == {field for field in Settings.__dataclass_fields__}
+    assert cli.main(["sweep", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "--rerun failed|all" in page
+    assert "launcher=local" in page
+
+
+def test_no_setting_of_a_sweep_has_the_name_of_one_of_a_run():
+    own, runs = OmegaConf.load(conf_folder() / "sweep.yaml"), OmegaConf.load(conf_folder() / "train.yaml")
+    assert not set(own) & {*runs, *groups([conf_folder()])}
+
+
+def test_what_a_job_needs_is_read_from_its_composed_config(tmp_path):
+    known = groups([conf_folder()])
+    grid = {"a": ["steps=100", "trainer.devices=2"], "b": ["experiment=demo", "trainer.devices=[0,3,4]", "test=false"]}
+    first, second = plan.make_jobs(grid, tmp_path, known, None)
+    assert (first.needs.steps, first.needs.devices, first.needs.tests) == (100, 2, True)
+    assert (second.needs.steps, second.needs.devices, second.needs.tests) == (300, 3, False)
+    assert plan.count_devices("auto") == plan.count_devices(-1) == 0
+    assert first.arguments()[-3:] == ["steps=100", "trainer.devices=2", "trainer.enable_progress_bar=false"]
+
+
+@pytest.mark.parametrize(("module", "setting"), [("ray", "launcher=ray"), ("submitit", "launcher=slurm")])
+def test_a_missing_extra_is_named_with_its_install_line(module, setting, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=rf"{setting} needs .*pip install 'lightning_ntk\[sweep\]'"):
+        if module == "ray":
+            from lightning_ntk.sweep.launchers.ray import import_ray
+
+            import_ray()
+        else:
+            from lightning_ntk.sweep.launchers.slurm import import_submitit
+
+            import_submitit()
