@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# The benchmark's peers need old versions, and so a Python and an environment of their own.
+PEERS_PYTHON ?= python3.11
+PEERS := .venv-peers
 # One folder a demo: its runs, the comparison and the figure.
 ifndef DEMO
 DEMO := runs/demo-$(shell date +%Y-%m-%d_%H-%M-%S)
 endif
-METHODS := meta_rkhs_i meta_rkhs_ii maml anil from_scratch
+METHODS := meta_rkhs_i meta_rkhs_ii maml anil nearest_centroid
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format peers clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -49,5 +52,17 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove the environment and caches; runs stay
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+$(PEERS)/installed: requirements-peers.txt
+	@$(PEERS_PYTHON) -c 'import sys, ensurepip, venv; sys.exit(not (3, 9) <= sys.version_info < (3, 12))' || \
+	  { echo "The peers need Python 3.9 to 3.11 with its venv module. Name one: make peers PEERS_PYTHON=python3.10" >&2; exit 1; }
+	rm -rf $(PEERS)
+	$(PEERS_PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade "pip>=25"
+	@echo "Installing neural-tangents, jax and tensorflow (2 GB; about two minutes on a fast connection) ..."
+	$(PEERS)/bin/python -m pip install --quiet --requirement requirements-peers.txt
+	@touch $@
+
+peers: $(PEERS)/installed  ## Create .venv-peers with neural-tangents, for the benchmark
+
+clean:  ## Remove the environments and caches; runs stay
+	rm -rf $(VENV) $(PEERS) build *.egg-info .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""`lightning-ntk train|evaluate|compare`."""
+"""`lightning-ntk train|evaluate|sweep|compare|data|dashboard|benchmark`."""
 
 import importlib
 import sys
@@ -7,8 +7,16 @@ from collections.abc import Callable
 COMMANDS = {
     "train": "train one method on one data set and test it",
     "evaluate": "test a finished run again, with other ways, shots, data or test-time settings",
+    "sweep": "train a grid of settings, each run in a process of its own, or search for settings",
     "compare": "put runs into one table and figure, with paired differences",
+    "data": "show what a data set holds and what is wrong with it, with a picture of episodes",
+    "dashboard": "create or update the W&B workspace and report of a project",
+    "benchmark": "measure the engine's time and memory beside its peers",
 }
+# Their help lists the choices of conf/; the others write their own.
+COMPOSED = ("train", "evaluate", "sweep")
+# Where a command is no module of its own name.
+MODULES = {"sweep": "sweep.command"}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -17,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Dispatch a command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+        lines = [f"  {name:<11}{text}" for name, text in COMMANDS.items()]
         sys.stdout.write("usage: lightning-ntk COMMAND ...\n\n" + "\n".join(lines))
         sys.stdout.write("\n\nlightning-ntk COMMAND --help says more. Run folders go to ./runs.\n")
         return 0
@@ -28,24 +36,23 @@ def main(argv: list[str] | None = None) -> int:
         near = nearest_name(name, COMMANDS)
         sys.stderr.write(f"lightning-ntk: there is no command {name!r}.{near} Commands: {', '.join(COMMANDS)}.\n")
         return EXIT_USER_ERROR
-    if name != "compare" and ("--help" in rest or "-h" in rest):
+    if name in COMPOSED and ("--help" in rest or "-h" in rest):
         # Without torch and Lightning: help is there at once.
-        from lightning_ntk.cli_arguments import help_page
+        from lightning_ntk.cli_arguments import parse_command
 
-        sys.stdout.write(help_page(name))
-        return 0
-    return guarded(lambda: importlib.import_module(f"lightning_ntk.{name}").main(rest))
+        return guarded(lambda: parse_command(name, rest))
+    return guarded(lambda: importlib.import_module(f"lightning_ntk.{MODULES.get(name, name)}").main(rest))
 
 
-def guarded(command: Callable[[], None]) -> int:
-    """Run a command; an error that the user can act on becomes one line and status 2."""
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command; an error that the user can act on becomes one line and its status."""
     from lightning_ntk.errors import LightningNTKError
 
     try:
         command()
     except LightningNTKError as error:
         sys.stderr.write(f"lightning-ntk: {error}\n")
-        return EXIT_USER_ERROR
+        return error.status
     except KeyboardInterrupt as interruption:
         sys.stderr.write(f"\nlightning-ntk: interrupted. {interruption}\n")
         return EXIT_INTERRUPTED

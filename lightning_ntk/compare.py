@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_ntk.comparison_table import Row, markdown, show, write_csv
+from lightning_ntk.comparison_columns import Column, further_columns
+from lightning_ntk.comparison_table import Entry, Group, Row, markdown, show, write_csv
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.figures import learning_curves
+from lightning_ntk.page import write_page
+from lightning_ntk.paths import as_path
 from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
 from lightning_ntk.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
 
@@ -18,26 +21,18 @@ OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
 
 HELP = """usage: lightning-ntk compare RUN [RUN ...] [baseline=NAME] [out=FOLDER]
 
-Compare runs that were tested on the same episodes: one table (also as Markdown and CSV) and the learning curves.
+Compare runs that were tested on the same episodes: one table (also as Markdown and CSV), the learning curves, and a
+page with both and all figures, comparison.html, which needs no network.
 A RUN is a run folder, or a folder in which run folders are found.
 
   baseline=NAME   a method, or a run's name in the table: adds the paired difference to it, episode by episode
-  out=FOLDER      where comparison.md, comparison.csv and figures/ go
+  out=FOLDER      where comparison.html, comparison.md, comparison.csv and figures/ go
                   (default: the folder of runs, where one is given, else ./runs/comparison)
 
 Examples:
   lightning-ntk compare runs/demo baseline=maml
   lightning-ntk compare runs/A runs/B out=comparison
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One run in the comparison: its name in the table, its folder and its results."""
-
-    name: str
-    folder: Path
-    result: RunResult
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,8 +49,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise ConfigError(f"compare has no setting {key!r}.{nearest_name(key, ('baseline', 'out'))}")
             options[key] = value
         else:
-            paths.append(Path(word).expanduser())
-    compare(paths, options.get("baseline"), Path(options["out"]) if "out" in options else None)
+            paths.append(as_path(word, "RUN"))
+    compare(paths, options.get("baseline"), as_path(options["out"], "out") if "out" in options else None)
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None, out: Path | None = None) -> list[Row]:
@@ -63,41 +58,45 @@ def compare(paths: Sequence[Path], baseline: str | None = None, out: Path | None
     entries = find_runs(paths)
     metric = next(iter(entries[0].result.episodes)).removeprefix("test/")
     check_same_episodes(entries, metric)
-    rows = table_rows(entries, metric, baseline)
+    columns = further_columns([entry.result for entry in entries])
+    rows = table_rows(entries, metric, baseline, columns)
     folder = out or default_folder(paths)
     try:
-        figure = write_files(entries, rows, metric, folder)
+        files = write_files(entries, rows, metric, columns, folder)
     except OSError as error:
         raise ConfigError(f"out={folder} cannot be written: {error}. Name another folder by out=.") from error
-    show(rows, metric, entries[0].result)
-    for file in (folder / "comparison.md", folder / "comparison.csv", figure):
-        if file is not None:
-            sys.stdout.write(f"{file}\n")
+    show(rows, metric, entries[0].result, columns)
+    for file in files:
+        sys.stdout.write(f"{file}\n")
     return rows
 
 
-def write_files(entries: Sequence[Entry], rows: Sequence[Row], metric: str, folder: Path) -> Path | None:
-    """Write the table as Markdown and CSV, and the figure; returns the figure's file where there are curves."""
+def write_files(
+    entries: Sequence[Entry], rows: Sequence[Row], metric: str, columns: Sequence[Column], folder: Path
+) -> list[Path]:
+    """Write the table as Markdown and CSV, the figure where there are curves, and the page; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, metric, folder / "comparison.csv")
-    (folder / "comparison.md").write_text(markdown(rows, metric, entries[0].result), encoding="utf-8")
+    table, numbers, page = (folder / f"comparison.{ending}" for ending in ("md", "csv", "html"))
+    write_csv(rows, metric, numbers, columns)
+    table.write_text(markdown(rows, metric, entries[0].result, columns), encoding="utf-8")
+    names = [(group_name(group, entries), tuple(group)) for group in groups_of_seeds(entries)]
     # The runs of one mean share a label, and so a colour; each is drawn for itself.
-    labels = [
-        (group_name(group, entries).replace(", mean over ", ", "), entry.folder)
-        for group in groups_of_seeds(entries)
-        for entry in group
-    ]
-    return learning_curves(
-        labels,
+    groups = [Group(name.replace(", mean over ", ", "), name, members) for name, members in names]
+    figure = learning_curves(
+        [(group.label, entry.folder) for group in groups for entry in group.members],
         metric,
         [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.timings.get("fit_s")],
         folder / "figures" / "learning_curves.png",
     )
+    write_page(rows, metric, columns, groups, page)
+    return [page, table, numbers, *([figure] if figure else [])]
 
 
 def find_runs(paths: Sequence[Path]) -> list[Entry]:
     """All finished runs at or below the given folders; unfinished ones are named on stderr."""
     folders: list[Path] = []
+    if not paths:
+        raise ConfigError("There is nothing to compare: give run folders, or a folder of runs.")
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder. Give run folders, or a folder of runs.")
@@ -105,7 +104,9 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
         folders += [f for f in candidates if f == path or EVALUATIONS_FOLDER not in f.relative_to(path).parts]
         for config in path.rglob(CONFIG_FILE):
             if not (config.parent / FILE_NAME).exists() and "wandb" not in config.relative_to(path).parts:
-                sys.stderr.write(f"left out: {config.parent} (not finished; go on with ckpt={config.parent})\n")
+                can_go_on = (config.parent / "checkpoints" / "last.ckpt").exists()
+                advice = f"go on with ckpt={config.parent}" if can_go_on else "stopped before its first checkpoint"
+                sys.stderr.write(f"left out: {config.parent} (not finished; {advice})\n")
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
@@ -150,11 +151,20 @@ def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
         )
 
 
-def table_rows(entries: Sequence[Entry], metric: str, baseline: str | None) -> list[Row]:
+def table_rows(
+    entries: Sequence[Entry], metric: str, baseline: str | None, columns: Sequence[Column] = ()
+) -> list[Row]:
     """One row a run, best first, then one row for each set of runs that differ in their seed alone: their mean."""
     reference = find_baseline(entries, baseline)
-    groups = [[entry] for entry in entries] + [group for group in groups_of_seeds(entries) if len(group) > 1]
-    rows = [make_row(group_name(group, entries), group, metric, reference) for group in groups]
+    means = [group for group in groups_of_seeds(entries) if len(group) > 1]
+    averaged = {entry.name for group in means for entry in group}
+    rows = [
+        dataclasses.replace(
+            make_row(group_name(group, entries), group, metric, reference, columns),
+            in_mean=len(group) == 1 and group[0].name in averaged,
+        )
+        for group in [[entry] for entry in entries] + means
+    ]
     sign = -1 if metric == "accuracy" else 1
     # NaN, the score of a run that diverged, has no order: it goes last.
     return sorted(rows, key=lambda row: (row.runs > 1, math.isnan(row.score), sign * row.score))
@@ -187,7 +197,7 @@ def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]
     if baseline is None:
         return []
     named = [e for e in entries if e.name == baseline] or [e for e in entries if e.result.method == baseline]
-    named = named or [e for e in entries if Path(baseline).expanduser().resolve() == e.folder]
+    named = named or [e for e in entries if as_path(baseline, "baseline").resolve() == e.folder]
     if not named:
         names = sorted({e.name for e in entries} | {e.result.method for e in entries})
         raise ConfigError(
@@ -199,7 +209,9 @@ def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]
     return named
 
 
-def make_row(name: str, members: Sequence[Entry], metric: str, reference: Sequence[Entry]) -> Row:
+def make_row(
+    name: str, members: Sequence[Entry], metric: str, reference: Sequence[Entry], columns: Sequence[Column] = ()
+) -> Row:
     """A row for one run, or for the mean over several: scores are averaged episode by episode first."""
     scores = mean_scores(members, metric)
     score, ci95 = mean_and_ci95(scores)
@@ -218,6 +230,7 @@ def make_row(name: str, members: Sequence[Entry], metric: str, reference: Sequen
         fit_s=_mean([entry.result.timings.get("fit_s") for entry in members]),
         peak_mib=_mean([entry.result.metrics.get("memory/peak_mib") for entry in members]),
         is_baseline=is_baseline,
+        further=tuple(column.of_runs([entry.result for entry in members]) for column in columns),
     )
 
 

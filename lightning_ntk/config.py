@@ -3,35 +3,39 @@
 Hydra's compose API is used rather than `@hydra.main`: see docs/ARCHITECTURE.md.
 """
 
-import collections.abc
-import inspect
+import json
 import re
-import types
-import typing
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_ntk.errors import ConfigError, nearest_name
+from lightning_ntk.overrides import SEVERAL, check_choices, key_of, readable
+from lightning_ntk.paths import as_path
 
 # Folders that hold no choices of a config group.
-NOT_GROUPS = ("splits",)
-# The types that a setting's value is checked against, in words.
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
+NOT_GROUPS = ("splits", "sweep")
+# What one may look for, and why it is no setting.
+NOT_SETTINGS = {
+    "method.loss": "the loss is cross-entropy in classification and the squared error in regression. Meta-RKHS-II's is "
+    "the squared error in both, for which alone its closed form holds: for cross-entropy use method=meta_rkhs_i.",
 }
+# Groups whose choices a run is known by.
+NAMED = ("method", "data", "network")
+
+
+class UnknownSettingError(ConfigError):
+    """There is no setting of this key."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 def conf_folder() -> Path:
@@ -39,6 +43,14 @@ def conf_folder() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
+
+
+def own_folder(name: str) -> Path:
+    """The user's own configuration folder."""
+    folder = as_path(name, "--config-dir").resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir={name} is not a folder.")
+    return folder
 
 
 def groups(folders: list[Path]) -> dict[str, dict[str, str]]:
@@ -59,80 +71,84 @@ def describe(file: Path) -> str:
     return ""
 
 
-def compose_config(name: str, overrides: list[str], extra_folder: str | None = None) -> DictConfig:
-    """conf/NAME.yaml with the overrides applied, in Hydra's override grammar.
+def compose_config(
+    name: str, overrides: list[str], extra_folder: str | None = None, inherited: Sequence[str] = ()
+) -> DictConfig:
+    """conf/NAME.yaml with the overrides applied, in Hydra's override grammar; `choices` holds the names in NAMED.
 
     Args:
-        extra_folder: a folder of the user's own config groups, searched besides conf/.
+        extra_folder: a folder of the user's own config groups, searched before conf/.
+        inherited: overrides of an earlier run, which come first. One that the choices now asked for have no setting
+            for is left out.
 
     Raises:
         ConfigError: for a misspelt key, group or choice (with the nearest name), or anything Hydra refuses.
     """
-    folders = [conf_folder()]
-    overrides = list(overrides)
+    folders, search = [conf_folder()], []
     if extra_folder is not None:
-        extra = Path(extra_folder).expanduser().resolve()
-        if not extra.is_dir():
-            raise ConfigError(f"--config-dir={extra_folder} is not a folder.")
+        extra = own_folder(extra_folder)
         folders.append(extra)
-        overrides.append(f"hydra.searchpath=[file://{extra}]")
-    chosen = check_choices(overrides, groups(folders))
-    try:
-        return _compose(name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error, name, chosen)) from error
+        search = [f"hydra.searchpath={json.dumps([f'file://{extra}'], ensure_ascii=False)}"]
+    first, known = [readable(o) for o in inherited], groups(folders)
+    while True:
+        words = [*first, *(readable(o) for o in overrides), *search]
+        chosen = check_choices(words, known)
+        try:
+            return _compose(name, words, folders[1:])
+        except (HydraException, OmegaConfBaseException) as error:
+            explained = explain(error, name, chosen, folders[1:])
+            unfit = [o for o in first if isinstance(explained, UnknownSettingError) and key_of(o) == explained.key]
+            if not unfit:
+                raise explained from error
+            first = [o for o in first if o not in unfit]
 
 
-def _compose(name: str, overrides: list[str]) -> DictConfig:
+def _compose(name: str, overrides: list[str], own: Sequence[Path] = ()) -> DictConfig:
     # A composition inside another program's Hydra application must not disturb it, nor be disturbed.
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
-            return compose(config_name=name, overrides=overrides)
+            for folder in own:  # hydra.searchpath alone would put it behind conf/, whose choices would hide its own.
+                GlobalHydra.instance().config_loader().get_search_path().prepend("own", f"file://{folder}", "main")
+            config = compose(config_name=name, overrides=overrides, return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+        config.choices = {group: choices[group] for group in NAMED}
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # Now, rather than in the middle of a run.
+    return config
 
 
-def check_choices(overrides: list[str], known: dict[str, dict[str, str]]) -> list[str]:
-    """The overrides that choose from a group, or say where groups are.
-
-    Raises:
-        ConfigError: for a choice that does not exist, or an override that cannot be parsed.
-    """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise ConfigError(f"An override is written KEY=VALUE, for example data.ways=5: {_first_line(error)}") from error
-    chosen = []
-    for override in parsed:
-        choices = known.get(override.key_or_group)
-        if "@" in override.input_line or (choices is None and override.key_or_group != "hydra.searchpath"):
-            continue
-        value = None if override.is_delete() else override.value()
-        if choices is not None and value is None:
-            raise ConfigError(
-                f"{override.input_line}: {override.key_or_group} takes one of its choices, or leave it out. "
-                f"Choices: {', '.join(choices)}."
-            )
-        if choices is not None and isinstance(value, str) and value not in choices:
-            raise ConfigError(
-                f"{override.key_or_group}={value} does not exist.{nearest_name(value, choices)} "
-                f"Choices: {', '.join(choices)}."
-            )
-        chosen.append(override.input_line)
-    return chosen
-
-
-def explain(error: Exception, name: str, chosen: list[str]) -> str:
+def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] = ()) -> ConfigError:
     """Hydra's message in one line, with the nearest key of the chosen groups where a key is misspelt."""
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if match:
         key = match.group(1)
-        keys = dotted_keys(_compose(name, chosen))
-        return f"There is no setting {key!r}.{nearest_name(key, keys)} See --help, or --cfg for all settings."
-    return _first_line(error)
+        if key in NOT_SETTINGS:
+            return UnknownSettingError(f"There is no setting {key!r}: {NOT_SETTINGS[key]}", key)
+        near = what_was_meant(key, _compose(name, chosen, own), groups([conf_folder(), *own]))
+        return UnknownSettingError(f"There is no setting {key!r}.{near} See --help, or --cfg for all settings.", key)
+    line = text.strip().split("\n")[0]
+    full_key = getattr(error, "full_key", None)
+    return ConfigError(f"{full_key}: {line}" if full_key else line)
+
+
+def what_was_meant(key: str, config: DictConfig, known: dict[str, dict[str, str]]) -> str:
+    """A clause for an error about a key that a config lacks: its choice is not made, or the nearest key beside it."""
+    place, _, last = key.rpartition(".")
+    group, _, choice = place.partition(".")
+    if group in SEVERAL and choice in known[group] and choice not in (config.get(group) or {}):
+        return f" It belongs to {group}={choice}, which is not chosen: {group}=[...,{choice}]."
+    keys = dotted_keys(config)
+    beside = [each.rpartition(".")[2] for each in keys if place and each.rpartition(".")[0] == place]
+    if not beside:
+        return nearest_name(key, keys)
+    # Compared without what they have in common, which would make any two alike.
+    return nearest_name(last, beside).replace("'", f"'{place}.", 1)
 
 
 def dotted_keys(config: Any, prefix: str = "") -> list[str]:
@@ -146,61 +162,6 @@ def dotted_keys(config: Any, prefix: str = "") -> list[str]:
     return keys
 
 
-def instantiate(config: DictConfig, key: str, **arguments: Any) -> Any:
-    """Build the object that a config's `_target_` names: the one place that calls Hydra's `instantiate`.
-
-    Args:
-        key: where the config stands, for error messages ("method").
-        **arguments: objects handed over beside the settings.
-    """
-    try:
-        # Partial: the objects must not pass through OmegaConf, which turns dataclasses into dicts.
-        factory = hydra_instantiate(config, _convert_="all", _partial_=True)
-    except InstantiationException as error:
-        raise ConfigError(f"{key}: {_first_line(error)}") from error
-    check_types(factory.keywords, factory.func, key)
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if match is None or match.group(1) not in config:
-            raise
-        names = inspect.signature(factory.func).parameters
-        near = nearest_name(match.group(1), names)
-        raise ConfigError(f"{key}.{match.group(1)} is no setting of {config['_target_']}.{near}") from error
-
-
-def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:
-    """Raise `ConfigError` for a setting whose type is plainly not the one that a class or function annotates."""
-    try:
-        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except NameError:  # Annotations for a type checker's eyes only.
-        return
-    for name, value in settings.items():
-        if name in hints and not _matches(value, hints[name]):
-            kinds = [hints[name]] if hints[name] in KINDS else typing.get_args(hints[name])
-            named = " or ".join(KINDS[kind] for kind in kinds if kind in KINDS) or str(hints[name])
-            raise ConfigError(f"{key}.{name} must be {named}, but got {value!r}.")
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    """Whether a value from YAML is of an annotated type; True for all but numbers, text, None, lists and unions."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_matches(value, argument) for argument in arguments)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    if hint in KINDS:
-        return isinstance(value, hint)
-    if origin in (list, tuple, collections.abc.Sequence):
-        return isinstance(value, (list, tuple)) and all(_matches(item, arguments[0]) for item in value)
-    return True
-
-
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved config as plain dicts, lists and scalars."""
     return OmegaConf.to_container(config, resolve=True)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -3,9 +3,9 @@
 Every datamodule makes episodes, every method and callback reads them; nothing passes tuples with remembered positions.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,8 +68,13 @@ class Episode:
 
     def to(self, *args, **kwargs) -> "Episode":
         """Move every tensor, like `Tensor.to` with a device; Lightning calls this to bring a batch to its device."""
-        return Episode(**{f.name: getattr(self, f.name).to(*args, **kwargs) for f in fields(Episode)})
+        return self._with_each(lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self) -> "Episode":
         """Pin every tensor; called by the DataLoader's pinning thread."""
-        return Episode(**{f.name: getattr(self, f.name).pin_memory() for f in fields(Episode)})
+        return self._with_each(Tensor.pin_memory)
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Any:
+        # A loader's own kind of episode may hold other things than tensors.
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

@@ -1,6 +1,7 @@
 """Errors a user can act on: each message says what was expected, what came, and what to change.
 
-The command line prints these as one line and exits with status 2; anything else is a bug and keeps its traceback.
+The command line prints these and exits with their status, 2 for bad input; anything else is a bug and keeps its
+traceback.
 """
 
 import difflib
@@ -8,7 +9,9 @@ from collections.abc import Iterable
 
 
 class LightningNTKError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. The command line ends with its `status`."""
+
+    status = 2
 
 
 class ConfigError(LightningNTKError, ValueError):
@@ -25,6 +28,12 @@ class DivergenceError(LightningNTKError, ArithmeticError):
 
 class MissingDependencyError(LightningNTKError, ImportError):
     """An optional package is needed for what was asked. The message gives the install command."""
+
+
+class JobsFailedError(LightningNTKError):
+    """A sweep has come to its end, and jobs of it have failed. The message names them, their errors and their logs."""
+
+    status = 1
 
 
 def nearest_name(name: str, choices: Iterable[str]) -> str:

@@ -12,10 +12,23 @@ from lightning_ntk.cli_arguments import parse_command
 from lightning_ntk.config import compose_config, conf_folder
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.overrides import key_of, last_value
 from lightning_ntk.results import write_results
+from lightning_ntk.run import Run
 from lightning_ntk.run_folder import Checkpoint
 from lightning_ntk.run_folder_names import EVALUATIONS_FOLDER
-from lightning_ntk.train import build_data, build_method, build_trainer, quiet, report, run_test
+from lightning_ntk.train import (
+    build_callbacks,
+    build_data,
+    build_method,
+    check_top_level,
+    check_ways,
+    prepare_callbacks,
+    quiet,
+    report,
+    run_test,
+)
+from lightning_ntk.trainer import build_trainer, check_precision
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,15 +41,14 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError("run=FOLDER is missing: it names the run folder to evaluate.")
     if own.get("checkpoint", "best") not in ("best", "last"):
         raise ConfigError(f"checkpoint must be 'best' or 'last', but got {own['checkpoint']!r}.")
-    which = own.get("checkpoint", "best")
-    if which == "best" and not (Path(own["run"]).expanduser() / "checkpoints" / "best.ckpt").is_file():
-        which = "last"  # A run without validation has no best.
-    checkpoint = run_folder.load_checkpoint(own["run"], "run", which)
+    checkpoint = run_folder.load_checkpoint(own["run"], "run", own.get("checkpoint", "best"))
     config = evaluation_config(checkpoint, overrides, command.config_folder)
+    check_top_level(config)
     if command.show_config:
         sys.stdout.write(OmegaConf.to_yaml(config))
         return
-    evaluate(checkpoint, config, evaluation_name(own, overrides))
+    config_folder = command.config_folder or checkpoint.config_folder
+    evaluate(checkpoint, config, evaluation_name(own, overrides), config_folder)
 
 
 def evaluation_name(own: dict[str, str], overrides: list[str]) -> str:
@@ -57,9 +69,15 @@ def split_overrides(words: list[str]) -> tuple[dict[str, str], list[str]]:
     keys = [key for key in OmegaConf.load(conf_folder() / "evaluate.yaml") if isinstance(key, str)]
     own, overrides = {}, []
     for word in words:
-        key, _, value = word.partition("=")
+        key = key_of(word)
         if key in keys:
-            own[key] = value
+            value = last_value([word], key)
+            # As it is written: `true` and 1e-3 are names, too.
+            own |= {} if value is None else {key: value if isinstance(value, str) else word.partition("=")[2]}
+        elif key in ("ckpt", "run_dir"):
+            raise ConfigError(
+                f"{word}: run=FOLDER names what is evaluated, and name= the folder inside it for the results."
+            )
         else:
             overrides.append(word)
     return own, overrides
@@ -69,31 +87,40 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     """The run's config with the overrides on top.
 
     The network and the method are the trained ones, whatever recipe belongs to the data now asked for; of the method,
-    the settings named in an override change.
+    the settings named in an override change. Other data leave the run's own behind where they have no place for it.
     """
-    composed = compose_config("train", checkpoint.settings() + overrides, config_folder or checkpoint.config_folder)
+    keys = [key_of(override) for override in overrides]
+    # An experiment is a setting of the data, too.
+    inherited = [o for o in checkpoint.settings() if not ("data" in keys and key_of(o) == "experiment")]
+    composed = compose_config("train", overrides, config_folder or checkpoint.config_folder, inherited)
     trained = OmegaConf.create(checkpoint.config)
-    if any(o.startswith(("method=", "network=", "network.")) for o in overrides):
+    if any(key in ("method", "network") or key.startswith("network.") for key in keys):
         run_folder.check_same_model(checkpoint, composed, "run")
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+    for key in keys:
         if key.startswith("method."):
             OmegaConf.update(trained, key, OmegaConf.select(composed, key))
     composed.method, composed.network = trained.method, trained.network
     return composed
 
 
-def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str) -> Path:
-    """Test a checkpoint under a config; writes RUN/evaluations/NAME/results.json and returns that folder."""
+def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folder: str | None = None) -> Path:
+    """Test a checkpoint under a config, with its callbacks; writes RUN/evaluations/NAME/results.json and returns that
+    folder."""
     quiet()
     base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
     folder = base / EVALUATIONS_FOLDER / name
     run_folder.check_writable(folder, "run")
-    trained = TaskSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in checkpoint.spec.items()})
     data = build_data(config)
-    check_fits(trained, data.spec)
-    method = build_method(config, trained)
-    trainer = build_trainer(config, data, loggers=[], callbacks=[])
+    method = build_method(config, checkpoint.spec)
+    check_fits(checkpoint.spec, data.spec, any_ways=method.any_ways)
+    check_ways(method, data)
+    run_folder.check_same_parameters(checkpoint, method, "run")
+    # Timing observes training alone.
+    callbacks = [c for c in build_callbacks(config) if hasattr(c, "prepare")]
+    prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
+    trainer = build_trainer(config, data, loggers=[], callbacks=callbacks)
+    data.check_shared(trainer.world_size, ["test"])
+    check_precision(config.trainer.precision, method)
     result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
         run_folder.create(folder, config, [])
@@ -103,8 +130,11 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str) -> Path:
     return folder
 
 
-def check_fits(trained: TaskSpec, now: TaskSpec) -> None:
-    """Raise `ConfigError` unless a network trained on one kind of task can take another."""
+def check_fits(trained: TaskSpec, now: TaskSpec, *, any_ways: bool) -> None:
+    """Raise `ConfigError` unless a network trained on one kind of task can take another.
+
+    `any_ways`: the method needs no output for each way.
+    """
     if now.kind != trained.kind:
         raise ConfigError(f"data: the run was trained for {trained.kind}, but the data asked for is {now.kind}.")
     if now.input_shape != trained.input_shape:
@@ -112,7 +142,7 @@ def check_fits(trained: TaskSpec, now: TaskSpec) -> None:
             f"data: the network takes inputs of shape {trained.input_shape}, but the data's are {now.input_shape}. "
             "Set data.image_size and data.channels to the trained ones."
         )
-    if now.outputs != trained.outputs:
+    if now.outputs != trained.outputs and not any_ways:
         raise ConfigError(
             f"data.ways={now.outputs}: the network's head has {trained.outputs} outputs, one for each of the ways it "
             f"was trained on. Keep data.ways={trained.outputs} and set data.eval_ways (at most {trained.outputs})."

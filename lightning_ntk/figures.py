@@ -16,16 +16,37 @@ LINES = ("-", "--", ":", "-.")
 Run = tuple[str, Path]
 
 
-def read_curve(folder: Path, column: str) -> tuple[list[int], list[float], list[float]]:
-    """Meta-steps, seconds of training, and a metric's values, from the rows of metrics.csv that have the metric."""
+def read_training(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv that were logged in training, as the numbers that each has; those of a test left out.
+
+    `step` counts finished steps here: the file counts from 0.
+    """
     file = folder / "metrics.csv"
     if not file.exists():
-        return [], [], []
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get(column) and row.get("time/fit")]
-    # Rows count finished steps from 0.
-    steps = [int(row["step"]) + 1 for row in rows]
-    return steps, [float(row["time/fit"]) for row in rows], [float(row[column]) for row in rows]
+        return []
+    # A machine that went down in the middle of a row can leave zeros, or anything, at the end.
+    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+        whole = csv.DictReader(line.replace("\0", "") for line in lines)
+        rows = [{name: _number(text) for name, text in row.items() if name} for row in whole]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    return [
+        {**row, "step": row["step"] + 1}
+        for row in rows
+        if "step" in row and not any(name.startswith("test/") for name in row)
+    ]
+
+
+def _number(text: str | list[str] | None) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):  # An empty cell, or a row that was cut.
+        return None
+
+
+def read_curve(folder: Path, column: str) -> tuple[list[float], list[float], list[float]]:
+    """Meta-steps, seconds of training, and a metric's values, from the rows of metrics.csv that have the metric."""
+    rows = [row for row in read_training(folder) if column in row and "time/fit" in row]
+    return [row["step"] for row in rows], [row["time/fit"] for row in rows], [row[column] for row in rows]
 
 
 def learning_curves(

@@ -12,7 +12,9 @@ from typing import Any
 
 from lightning_ntk.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version 1 had no probes.
+READABLE_VERSIONS = (1, 2)
 FILE_NAME = "results.json"
 REPORTED_PACKAGES = ("torch", "pytorch-lightning", "learn2learn", "torchvision", "numpy", "wandb", "hydra-core")
 
@@ -24,13 +26,16 @@ class RunResult:
     Attributes:
         method, data: names of the config choices.
         seed: of initial parameters and training episodes.
-        metrics: `{"test/accuracy": ..., "test/accuracy_ci95": ..., "memory/peak_mib": ...}`.
+        metrics: `{"test/accuracy": ..., "test/accuracy_ci95": ..., "memory/peak_mib": ...}`, and what callbacks
+            measured at the test, under their own names ("ntk/condition_number").
         episodes: per-episode test scores by metric, ordered by episode.
         episode_ids: SHA-256 that identifies the test episodes.
         task: the settings that decide the test episodes.
-        timings: `meta_step_s` (median), `fit_s`, `test_s`.
+        timings: `meta_step_s` (median), `fit_s`, `test_s`; for each probe callback `<name>_fit_s` and `<name>_test_s`.
         versions: of Python and the packages that matter.
         config: the resolved config.
+        probes: what callbacks measured at the test, by callback: `{"ntk": {"episodes": {metric: per-episode numbers},
+            "series": {...}}}`; series hold curves, spectra and the like, in a form of the callback's own.
     """
 
     method: str
@@ -43,6 +48,7 @@ class RunResult:
     timings: dict[str, float]
     versions: dict[str, str]
     config: dict[str, Any]
+    probes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -76,19 +82,28 @@ def read_results(folder: Path) -> RunResult:
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{file} has schema_version {version}, but this version of lightning_ntk reads {SCHEMA_VERSION}. "
+            f"{file} has schema_version {version}, but this version of lightning_ntk reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}. "
             "Test the run again with `lightning-ntk evaluate`, or read it with the version that wrote it."
         )
+    if version == 1:
+        content.setdefault("probes", {})
     names = {field.name for field in dataclasses.fields(RunResult)}
     missing = sorted(names - content.keys())
     if missing:
         raise DataError(f"{file} lacks the fields {', '.join(missing)}: it was not written by lightning_ntk.")
+    if not all(
+        isinstance(content[name], dict) for name in ("metrics", "episodes", "task", "timings", "config", "probes")
+    ):
+        raise DataError(f"{file} has a field of another type than it should: it was not written by lightning_ntk.")
+    if not content["episodes"]:
+        raise DataError(f"{file} holds no scores of episodes. Test the run again with `lightning-ntk evaluate`.")
     for numbers in (content["metrics"], content["timings"]):
         numbers.update({name: math.nan for name, value in numbers.items() if value is None})
-    for name, values in content["episodes"].items():
-        content["episodes"][name] = [math.nan if value is None else value for value in values]
+    for scores in (content["episodes"], *(probe.get("episodes", {}) for probe in content["probes"].values())):
+        scores.update({name: [math.nan if v is None else v for v in values] for name, values in scores.items()})
     return RunResult(**{name: content[name] for name in names})
 
 
@@ -110,7 +125,7 @@ def mean_and_ci95(values: list[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, 0.0
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    variance = math.fsum((value - mean) * (value - mean) for value in values) / (len(values) - 1)
     return mean, 1.96 * math.sqrt(variance / len(values))
 
 

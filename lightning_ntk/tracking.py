@@ -1,19 +1,29 @@
-"""Where metrics go: metrics.csv in the run folder always, Weights & Biases beside it."""
+"""Where metrics go: metrics.csv in the run folder always. Weights & Biases, beside it, is in wandb_run.py."""
 
 import csv
-import importlib.util
 import os
-import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-from pytorch_lightning.loggers import Logger, WandbLogger
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.media import Media
+from lightning_ntk.wandb_run import WandbRun
 
 FIRST_COLUMNS = ("step", "epoch", "time/fit")
+
+
+def log_media(trainer: pl.Trainer, media: Mapping[str, Media]) -> None:
+    """Show figures, tables, histograms and lines in W&B, by name ("ntk/spectrum"), at the step reached so far.
+
+    Callbacks call it on every rank: rank 0 alone logs. Without W&B nothing happens; a run's files are the caller's.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbRun):
+            logger.log_media(media, trainer.global_step)
 
 
 class CsvMetrics(Logger):
@@ -73,42 +83,3 @@ class CsvMetrics(Logger):
 def _is_complete(row: dict[str, Any], resume_step: int) -> bool:
     """Whether a row was written whole (a kill can cut the last one) and was measured before a step."""
     return None not in row.values() and row["step"].isdigit() and int(row["step"]) < resume_step
-
-
-def check_wandb(settings: DictConfig | None) -> None:
-    """Raise `ConfigError` when the W&B logger that the settings ask for cannot be made."""
-    if settings is None:
-        return
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError("logger=wandb needs the wandb package: pip install wandb, or use logger=csv.")
-    if settings.mode not in ("offline", "online"):
-        raise ConfigError(f"logger.wandb.mode must be 'offline' or 'online', but got {settings.mode!r}.")
-
-
-def wandb_logger(settings: DictConfig, folder: Path, *, method: str, data: str, seed: int) -> WandbLogger:
-    """The W&B logger of a run; its W&B run starts with the first metric and is kept in the run folder.
-
-    A resumed run goes on under the same W&B id.
-    """
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    id_file = folder / "wandb_id"
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    logger = WandbLogger(
-        project=settings.project,
-        entity=settings.entity,
-        offline=settings.mode == "offline",
-        save_dir=folder,
-        id=id_file.read_text(encoding="utf-8"),
-        resume="allow" if settings.mode == "online" else None,
-        name=folder.name,
-        group=method,
-        tags=[method, data, f"seed{seed}"],
-        log_model=False,
-        settings=wandb.Settings(console="off", silent=True),
-    )
-    # Lightning hands wandb.init a setting that W&B has given up and warns of at every start.
-    logger._wandb_init.pop("anonymous", None)
-    return logger

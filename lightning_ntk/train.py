@@ -1,5 +1,6 @@
 """`lightning-ntk train`: train one method on one data set, test it, and leave a run folder."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -10,19 +11,24 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lightning_ntk import run_folder
-from lightning_ntk.checkpointing import AtomicCheckpoints, checkpoint_callbacks, save_untrained
+from lightning_ntk import cluster, random_state, run_folder
+from lightning_ntk.building import instantiate
+from lightning_ntk.checkpointing import checkpoint_callbacks, save_untrained
 from lightning_ntk.cli_arguments import parse_command
-from lightning_ntk.config import check_types, compose_config, instantiate, plain
+from lightning_ntk.config import compose_config, plain
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.results import RunResult, mean_and_ci95, package_versions, write_results
+from lightning_ntk.methods.base import MetaLearner, measurements
+from lightning_ntk.overrides import key_of, last_value
+from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
+from lightning_ntk.run import Run
 from lightning_ntk.run_folder import Checkpoint
-from lightning_ntk.tracking import CsvMetrics, check_wandb, wandb_logger
+from lightning_ntk.run_folder_names import RUN_FOLDER_VARIABLE
+from lightning_ntk.schedule import SCHEDULES, CosineSchedule
+from lightning_ntk.tracking import CsvMetrics
+from lightning_ntk.trainer import build_trainer, check_precision
+from lightning_ntk.wandb_run import WandbRun, check_wandb
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -30,22 +36,28 @@ def main(argv: list[str] | None = None) -> None:
     command = parse_command("train", argv)
     if command is None:
         return
-    overrides, config_folder, checkpoint = command.overrides, command.config_folder, None
-    resumed_from = [o.partition("=")[2] for o in overrides if o.startswith("ckpt=") and o != "ckpt=null"]
-    if resumed_from:
-        checkpoint = run_folder.load_checkpoint(resumed_from[-1], "ckpt")
+    overrides, config_folder, checkpoint, inherited = command.overrides, command.config_folder, None, []
+    resumed_from = last_value(overrides, "ckpt")
+    if resumed_from is None and cluster.is_restarted():
+        resumed_from = run_folder.restarted_from(compose_config("train", overrides, config_folder))
+        if resumed_from is not None:
+            overrides = [o for o in overrides if key_of(o) != "run_dir"]
+    if resumed_from is not None:
+        checkpoint = run_folder.load_checkpoint(resumed_from, "ckpt")
         run_folder.check_no_other_folder(checkpoint, overrides)
         # The run's own settings, and what is asked now on top.
-        overrides = checkpoint.settings() + overrides
+        inherited = checkpoint.settings()
         config_folder = config_folder or checkpoint.config_folder
-    config = compose_config("train", overrides, config_folder)
+    config = compose_config("train", overrides, config_folder, inherited)
     if command.show_config:
         sys.stdout.write(OmegaConf.to_yaml(config))
         return
     if checkpoint is not None:
         run_folder.check_same_model(checkpoint, config, "ckpt")
         check_continues(checkpoint, config)
-    train(config, overrides, checkpoint, config_folder)
+    elif config.ckpt is not None:
+        raise ConfigError(f"ckpt={config.ckpt} must stand on the command line: the run's own settings come with it.")
+    train(config, inherited + overrides, checkpoint, config_folder)
 
 
 def train(
@@ -53,15 +65,28 @@ def train(
 ) -> Path:
     """Run one training, from a composed config; returns the run folder. All bad input is found before it exists."""
     quiet()
+    if cluster.is_child():
+        cluster.die_with_parent()
+    check_top_level(config)
     check_steps(config)
     check_wandb(config.logger.wandb)
-    method_name, data_name = choice_name(config.method), choice_name(config.data)
+    method_name, data_name = config.choices.method, config.choices.data
     resumed = checkpoint is not None and checkpoint.folder is not None
     folder = checkpoint.folder if resumed else run_folder.new_run_folder(config, method_name, data_name)
-    os.environ[run_folder.RUN_FOLDER_VARIABLE] = str(folder)
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder)
 
     data = build_data(config)
+    if not data.has_split("train"):
+        raise ConfigError(
+            f"data={data_name} has no training classes: test a run on it, by lightning-ntk evaluate run=RUN "
+            f"data={data_name}."
+        )
+    if checkpoint is not None:
+        run_folder.check_same_tasks(checkpoint, data.spec, "ckpt")
     method = build_method(config, data.spec)
+    check_ways(method, data)
+    if checkpoint is not None:
+        run_folder.check_same_parameters(checkpoint, method, "ckpt")
     method.run = {
         "config": plain(config),
         "overrides": list(overrides),
@@ -69,46 +94,73 @@ def train(
         "spec": dataclasses.asdict(data.spec),
     }
     loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]
-    callbacks = [instantiate(entry, f"callbacks.{name}") for name, entry in config.callbacks.items()]
+    callbacks = build_callbacks(config)
+    prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
     best, last = checkpoint_callbacks(folder, data)
-    trainer = build_trainer(config, data, loggers, [*callbacks, *([best] if best else []), last])
+    schedule = [CosineSchedule(config.steps)] if config.lr_schedule == "cosine" else []
+    trainer = build_trainer(config, data, loggers, [*schedule, *callbacks, *([best] if best else []), last])
+    data.check_shared(trainer.world_size)
+    check_precision(config.trainer.precision, method)
+    is_new = not resumed and not cluster.is_restarted()
+    made = run_folder.create(folder, config, overrides, is_new=is_new) if trainer.is_global_zero else []
+    tracker = contextlib.nullcontext()
+    try:
+        if config.logger.wandb is not None:
+            tracker = WandbRun(config.logger.wandb, folder, plain(config), data.task_settings())
+            tracker.start()
+            trainer.loggers = [*loggers, tracker]
+    except ConfigError:
+        run_folder.discard(folder, made)
+        raise
     if trainer.is_global_zero:
-        run_folder.create(folder, config, overrides)
         announce(config, data, method, checkpoint)
-    if config.logger.wandb is not None:
-        tracker = wandb_logger(config.logger.wandb, folder, method=method_name, data=data_name, seed=config.seed)
-        tracker.log_hyperparams(plain(config))
-        trainer.loggers = [*loggers, tracker]
+        if resumed and checkpoint.content["global_step"] < config.steps:
+            (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
 
+    with tracker:
+        fit_and_test(trainer, method, data, config, folder, checkpoint)
+    return folder
+
+
+def fit_and_test(
+    trainer: pl.Trainer,
+    method: MetaLearner,
+    data: pl.LightningDataModule,
+    config: DictConfig,
+    folder: Path,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Train from the start or from a checkpoint, test, and write the results."""
+    last = folder / "checkpoints" / "last.ckpt"
+    best = last.with_name("best.ckpt") if method.meta_trains and data.has_split("val") else last
     try:
         if method.meta_trains:
             resume_from = None if checkpoint is None else str(checkpoint.file)
-            trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
+            with cluster.requeued_on_signal(folder):
+                trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
         elif trainer.is_global_zero:
-            save_untrained(method, last.file)
+            save_untrained(method, last)
         if config.test:
-            chosen = best if best is not None and method.meta_trains and config.test_checkpoint == "best" else last
-            result = run_test(trainer, method, data, config, chosen.file)
+            result = run_test(trainer, method, data, config, best if config.test_checkpoint == "best" else last)
             if trainer.is_global_zero:
                 write_results(folder, result)
                 report(result)
+                for logger in trainer.loggers:
+                    if isinstance(logger, WandbRun):
+                        logger.log_result(result, trainer.global_step)
         if trainer.is_global_zero:
             sys.stdout.write(f"{folder}\n")
     except SystemExit:  # How Lightning ends on Ctrl+C.
         if not trainer.interrupted:
             raise
         raise KeyboardInterrupt(f"Go on with: lightning-ntk train ckpt={folder}") from None
-    finally:
-        if config.logger.wandb is not None:
-            finish_wandb()
-    return folder
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------
 
 
-def check_steps(config: DictConfig) -> None:
-    """Raise `ConfigError` for step counts that make no whole number of meta-epochs."""
+def check_top_level(config: DictConfig) -> None:
+    """Raise `ConfigError` for settings beside the groups that are of another type or out of range."""
     for key in ("steps", "val_every"):
         if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 1:
             raise ConfigError(f"{key} must be a whole number of at least 1, but got {config[key]!r}.")
@@ -117,14 +169,25 @@ def check_steps(config: DictConfig) -> None:
         raise ConfigError(f"seed must be a whole number from 0 to {2**32 - 1}, but got {config.seed!r}.")
     if not isinstance(config.test, bool):
         raise ConfigError(f"test must be true or false, but got {config.test!r}.")
+    if config.test_checkpoint not in ("best", "last"):
+        raise ConfigError(f"test_checkpoint must be 'best' or 'last', but got {config.test_checkpoint!r}.")
+    if config.lr_schedule not in SCHEDULES:
+        raise ConfigError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, but got {config.lr_schedule!r}.")
+
+
+def check_steps(config: DictConfig) -> None:
+    """Raise `ConfigError` for step counts that make no whole number of meta-epochs."""
     if config.steps % config.val_every:
         below = [d for d in range(1, config.val_every) if config.steps % d == 0][-1]
         raise ConfigError(
             f"steps={config.steps} is no multiple of val_every={config.val_every}: use val_every={below}, or "
             f"steps={config.steps // config.val_every * config.val_every or config.val_every}."
         )
-    if config.test_checkpoint not in ("best", "last"):
-        raise ConfigError(f"test_checkpoint must be 'best' or 'last', but got {config.test_checkpoint!r}.")
+    if config.data.get("steps_per_epoch") not in (None, config.val_every):
+        raise ConfigError(
+            f"data.steps_per_epoch={config.data.steps_per_epoch} differs from val_every={config.val_every}, which it "
+            "must follow (steps_per_epoch: ${val_every} in the YAML of a data set). Set val_every."
+        )
 
 
 def check_continues(checkpoint: Checkpoint, config: DictConfig) -> None:
@@ -158,7 +221,7 @@ def announce(
 
 def build_data(config: DictConfig) -> pl.LightningDataModule:
     """The datamodule, ready to draw episodes."""
-    data = instantiate(config.data, "data")
+    data = instantiate(config.data, "data", pl.LightningDataModule)
     data.prepare_data()
     data.setup()
     return data
@@ -167,40 +230,41 @@ def build_data(config: DictConfig) -> pl.LightningDataModule:
 def build_method(config: DictConfig, spec: TaskSpec) -> MetaLearner:
     """The network with the seed's initial parameters, and the method around it."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    network = instantiate(
-        config.network, "network", input_shape=spec.input_shape, outputs=spec.outputs, mean=spec.mean, std=spec.std
-    )
-    return instantiate(config.method, "method", network=network, spec=spec)
+    made_for = {"input_shape": spec.input_shape, "outputs": spec.outputs, "mean": spec.mean, "std": spec.std}
+    network = instantiate(config.network, "network", torch.nn.Module, **made_for)
+    return instantiate(config.method, "method", MetaLearner, network=network, spec=spec)
 
 
-def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: list, callbacks: list) -> pl.Trainer:
-    """Lightning's Trainer with what this framework decides for it."""
-    settings = plain(config.trainer)
-    devices = settings.get("devices")
-    if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
-        settings["strategy"] = "ddp"
-    check_types(settings, pl.Trainer, "trainer")
-    try:
-        trainer = pl.Trainer(
-            **settings,
-            plugins=[AtomicCheckpoints()],
-            max_epochs=config.steps // config.val_every,
-            limit_val_batches=1.0 if data.has_split("val") else 0,
-            num_sanity_val_steps=0,
-            # Adaptation, kernels and attacks need gradients in evaluation; episodes shard themselves.
-            inference_mode=False,
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            logger=loggers,
-            callbacks=callbacks,
+def build_callbacks(config: DictConfig) -> list[pl.Callback]:
+    """The callbacks chosen by callbacks=[NAME,NAME,...]."""
+    entries = {name: entry for name, entry in (config.get("callbacks") or {}).items() if entry is not None}
+    for name, entry in entries.items():
+        if "_target_" not in entry:  # Settings that an experiment has for a callback that was not chosen.
+            raise ConfigError(
+                f"callbacks.{name} must have a _target_ that names a class, but has settings alone. Choose it, by "
+                f"callbacks=[...,{name}], or leave it out, by ~callbacks.{name}."
+            )
+    return [instantiate(entry, f"callbacks.{name}", pl.Callback) for name, entry in entries.items()]
+
+
+def prepare_callbacks(callbacks: list[pl.Callback], run: Run) -> None:
+    """Show the probe callbacks (`callbacks.base`) the run before it begins."""
+    with random_state.kept(run.method.device):
+        for callback in callbacks:
+            if hasattr(callback, "prepare"):
+                callback.prepare(run)
+
+
+def check_ways(method: MetaLearner, data: pl.LightningDataModule) -> None:
+    """Raise `ConfigError` when the evaluation episodes have more ways than the method can tell apart."""
+    ways = data.task_settings().get("ways")  # Regression has none.
+    outputs = method.spec.outputs
+    if ways is not None and ways > outputs and not method.any_ways:
+        raise ConfigError(
+            f"data.eval_ways={ways} exceeds data.ways={outputs}: the network's head has one output for each of the "
+            f"{outputs} ways it is trained on. Raise data.ways and train again, lower data.eval_ways, or use a method "
+            "without a head (method=protonet, method=nearest_centroid)."
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"trainer settings: {reason} (trainer.devices={devices}, see trainer.*)") from error
-    # Lightning counts the GPUs; on CPUs it would start any number of processes.
-    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
-        raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")
-    return trainer
 
 
 def run_test(
@@ -208,19 +272,27 @@ def run_test(
 ) -> RunResult:
     """Test the weights of a checkpoint and gather the results."""
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
-    measured = {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    # What training logged: before this process took it up, and since.
+    measured = method.measured | measurements(trainer)
     trainer.test(method, datamodule=data, verbose=False)
-    measured |= {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+    measured |= measurements(trainer)
     timing = next((c for c in trainer.callbacks if hasattr(c, "meta_step_s")), None)
     timings = {}
     if timing is not None:
         timings = {"meta_step_s": timing.meta_step_s, "fit_s": timing.fit_s, "test_s": timing.test_s}
         measured["memory/peak_mib"] = timing.peak_mib
+    probes = {}
+    for callback in (c for c in trainer.callbacks if getattr(c, "stage", None) == "test"):
+        prefix = f"{callback.name}/"
+        # What it measured in training is in metrics.csv; here stands the test, as precise as it was computed.
+        measured = {key: value for key, value in measured.items() if not key.startswith(prefix)} | callback.metrics
+        timings |= {f"{callback.name}_{stage}_s": seconds for stage, seconds in callback.seconds.items() if seconds}
+        probes[callback.name] = callback.result()
     for name, values in method.scores.items():  # Logged values went through float32.
         measured[f"test/{name}"], measured[f"test/{name}_ci95"] = mean_and_ci95(values)
     return RunResult(
-        method=choice_name(config.method),
-        data=choice_name(config.data),
+        method=config.choices.method,
+        data=config.choices.data,
         seed=config.seed,
         metrics=measured,
         episodes={f"test/{name}": values for name, values in method.scores.items()},
@@ -229,6 +301,7 @@ def run_test(
         timings=timings,
         versions=package_versions(),
         config=plain(config),
+        probes=probes,
     )
 
 
@@ -242,17 +315,6 @@ def report(result: RunResult) -> None:
             else f"{mean:.4f} ± {half_width:.4f}"
         )
         sys.stdout.write(f"{result.method} on {result.data}: {name} {shown} over {len(values)} episodes\n")
-
-
-def choice_name(config: DictConfig) -> str:
-    """The name of a group's choice, from its module: "meta_rkhs_ii"."""
-    return config._target_.split(".")[-2]
-
-
-def finish_wandb() -> None:
-    import wandb
-
-    wandb.finish()
 
 
 def quiet() -> None:

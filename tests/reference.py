@@ -12,7 +12,7 @@ from lightning_ntk.ntk.jacobian import Network, Params
 def dense_jacobian(network: Network, params: Params, x: Tensor) -> Tensor:
     """J(x) `[n C, P]` by reverse mode, one output at a time, differentiable in params."""
     rows = jacrev(lambda theta: network(theta, x).flatten())(params)
-    return torch.cat([block.flatten(1) for block in rows.values()], dim=1)
+    return torch.cat([block.reshape(block.shape[0], -1) for block in rows.values()], dim=1)
 
 
 def flow_matrix(kernel: Tensor, t: float, approximation: str, ridge: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,13 @@ def test_several_seeds_get_a_row_for_their_mean(runs):
     assert rows[-1].score == pytest.approx(0.65)
     assert rows[-1].is_baseline
     assert rows[1].difference == pytest.approx(0.0)
+    table = Path("seeds/comparison.md").read_text()
+    assert re.findall(r"^\| ((?:maml|anil)[^|]*) \|", table, re.MULTILINE) == ["maml, mean over 2 seeds", "anil seed 1"]
+    assert "maml seed 2" in Path("seeds/comparison.csv").read_text()
+    compare.compare([Path("seeds")], baseline="maml seed 1")
+    table = Path("seeds/comparison.md").read_text()
+    assert table.index("| maml, mean over 2 seeds | 65.00") < table.index("| maml seed 1 | 60.00 ± ")
+    assert "| baseline |" in table
 
 
 def test_runs_of_different_settings_are_never_averaged(runs, capsys):
@@ -209,7 +217,7 @@ def test_the_files_go_into_the_folder_of_runs_or_beside_the_other_runs(runs):
 
 
 def test_square_brackets_in_a_folder_are_shown(runs, capsys):
-    write_run("all/[red]maml", "maml", SCORES["maml"])
+    write_run("all/[red]maml", "maml", SCORES["maml"], config={"method": {"lr": 0.5}})
     compare.compare([runs])
     assert "maml [red]maml" in capsys.readouterr().out
 
@@ -226,7 +234,22 @@ def test_an_unfinished_run_is_named_and_left_out(runs, capsys):
     Path("all/broken").mkdir()
     Path("all/broken/config.yaml").write_text("seed: 0\n")
     assert len(compare.compare([runs])) == 3
-    assert "left out: all/broken" in capsys.readouterr().err
+    assert "left out: all/broken (not finished; stopped before its first checkpoint)" in capsys.readouterr().err
+    Path("all/broken/checkpoints").mkdir()
+    Path("all/broken/checkpoints/last.ckpt").touch()
+    compare.compare([runs])
+    assert "go on with ckpt=all/broken" in capsys.readouterr().err
+
+
+def test_paths_below_the_home_folder_and_what_is_no_path(runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    compare.main(["~/all", "out=~/there", "baseline=~/all/maml"])
+    assert (tmp_path / "there" / "comparison.csv").exists()
+    for words in (["~nobody_of_that_name/x"], ["all", "out="], ["all", "baseline=~nobody_of_that_name"]):
+        with pytest.raises(
+            ConfigError, match=r"^(RUN|out|baseline)(=~nobody_of_that_name.*:| must be a path, but got '')"
+        ):
+            compare.main(words)
 
 
 def test_the_command_line(runs, capsys):
@@ -237,6 +260,8 @@ def test_the_command_line(runs, capsys):
         compare.main(["all", "baseline=mmal"])
     with pytest.raises(ConfigError, match=r"no setting 'basline'\. Did you mean 'baseline'"):
         compare.main(["all", "basline=maml"])
+    with pytest.raises(ConfigError, match="nothing to compare: give run folders"):
+        compare.main(["baseline=maml"])
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
         compare.main(["nowhere"])
     Path("empty").mkdir()

@@ -7,7 +7,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lightning_ntk.config import check_types, compose_config, conf_folder, groups, instantiate
+from lightning_ntk.building import check_types, instantiate
+from lightning_ntk.config import compose_config, conf_folder, groups
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.mlp import MLP
@@ -21,6 +22,14 @@ from lightning_ntk.networks.mlp import MLP
         ("method=meta_rkhs_3", r"method=meta_rkhs_3 does not exist.*Did you mean 'meta_rkhs_i+'.*Choices: anil"),
         ("data=glyfs", r"Did you mean 'glyphs'"),
         ("method.inner_lr=1", r"'method\.inner_lr'"),
+        ("method.lamda=1", r"'method\.lamda'\. See"),
+        ("callbacks.ntk.fit_every=2", r"It belongs to callbacks=ntk, which is not chosen: callbacks=\[\.\.\.,ntk\]"),
+        ("callbacks.timing._traget_=x", r"Did you mean 'callbacks\.timing\._target_'"),
+        ("callbacks=timng", r"callbacks=timng does not exist.*Did you mean 'timing'"),
+        ("callbacks=[default,timng]", r"callbacks=timng does not exist.*Did you mean 'timing'"),
+        ("callbacks=[timing,3]", r"callbacks takes its choices, one or a list \(callbacks=\[A,B\]\)"),
+        ("callbacks=default,timing", r"stand in brackets: callbacks=\[default,timing\]"),
+        ("method=[maml,anil]", r"method takes one of its choices"),
         ("nonsense", r"KEY=VALUE"),
         ("data.ways=[1", r"KEY=VALUE"),
     ],
@@ -39,6 +48,15 @@ def test_sine_waves_select_the_mlp_and_their_recipe_unless_told_otherwise():
     assert compose_config("train", ["data=glyphs"]).method.t == 10
 
 
+def test_several_callbacks_are_chosen_in_a_list_and_the_last_list_counts():
+    default = compose_config("train", [])
+    assert list(default.callbacks) == ["timing"]
+    assert compose_config("train", ["callbacks=[timing]"]).callbacks == default.callbacks
+    assert compose_config("train", ["callbacks=[default,timing]"]).callbacks == default.callbacks
+    assert compose_config("train", ["callbacks=[]"]).get("callbacks") is None
+    assert compose_config("train", ["callbacks=default"], inherited=["callbacks=[]"]).callbacks == default.callbacks
+
+
 def test_an_experiment_sets_what_the_command_line_may_still_change():
     demo, plain = compose_config("train", ["experiment=demo"]), compose_config("train", [])
     assert demo.data.test_episodes < plain.data.test_episodes
@@ -46,12 +64,16 @@ def test_an_experiment_sets_what_the_command_line_may_still_change():
     assert compose_config("train", ["experiment=demo", "steps=7"]).steps == 7
 
 
+# What a choice cannot know.
+MANDATORY = {"from_dataset": ["data.dataset._target_=my.Dataset"]}
+
+
 def test_every_choice_describes_itself_in_one_line_and_composes():
     for group, choices in groups([conf_folder()]).items():
         for choice, text in choices.items():
             assert 10 < len(text) < 110, f"{group}/{choice}"
             if group not in ("recipe",):
-                assert compose_config("train", [f"{group}={choice}"])
+                assert compose_config("train", [f"{group}={choice}", *MANDATORY.get(choice, [])])
 
 
 def test_a_folder_of_ones_own_adds_choices(tmp_path):
@@ -115,7 +137,16 @@ def typed(
 
 
 class Typed:
-    def __init__(self, whole: int, real: float | None, on: bool, widths: Sequence[int], kind: Literal["a"]) -> None:
+    def __init__(
+        self,
+        whole: int,
+        real: float | None,
+        on: bool,
+        widths: Sequence[int],
+        kind: Literal["a"],
+        either: list[int] | tuple[int, ...] | None = None,
+        any_number: int | float | None = None,
+    ) -> None:
         """Takes what its annotations say."""
 
 
@@ -125,15 +156,29 @@ class Typed:
         ({"whole": "abc"}, r"net\.whole must be a whole number, but got 'abc'"),
         ({"whole": 1.5}, r"net\.whole must be a whole number"),
         ({"whole": True}, r"net\.whole must be a whole number"),
-        ({"real": "abc"}, r"net\.real must be a number or null"),
+        ({"real": "abc"}, r"net\.real must be a number or null, but got 'abc'"),
+        ({"any_number": "abc"}, r"net\.any_number must be a number or null, but got 'abc'"),
+        ({"either": "abc"}, r"net\.either must be a list \(each item a whole number\) or null, but got 'abc'"),
         ({"on": "maybe"}, r"net\.on must be true or false"),
-        ({"widths": 5}, r"net\.widths must be "),
+        ({"widths": 5}, r"net\.widths must be a list \(each item a whole number\), but got 5"),
         ({"widths": ["a"]}, r"net\.widths must be "),
     ],
 )
 def test_a_setting_of_the_wrong_type_is_named(setting, message):
     with pytest.raises(ConfigError, match=message):
         check_types(setting, Typed, "net")
+
+
+def test_the_settings_that_a_class_hands_on_are_checked_too():
+    class Handing(Typed):
+        def __init__(self, *, own: str, **rest) -> None:
+            super().__init__(**rest)
+
+    with pytest.raises(ConfigError, match=r"data\.on must be true or false, but got 'maybe'"):
+        check_types({"own": "x", "on": "maybe"}, Handing, "data")
+    with pytest.raises(ConfigError, match=r"data\.own must be text"):
+        check_types({"own": 5}, Handing, "data")
+    check_types({"self": 5, "rest": 5, "other": 5}, Handing, "data")
 
 
 def test_settings_of_the_right_types_pass():

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from test_train import TINY, TINY_SINE, run
 
-from lightning_ntk import evaluate
+from lightning_ntk import evaluate, train
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.evaluate import evaluation_name
 from lightning_ntk.results import read_results
@@ -35,6 +38,54 @@ def test_test_time_settings_and_shots_can_change():
     assert more.task["shots"] == 20
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("meta_rkhs_i", ["euler_steps=3"]),
+        ("meta_rkhs_ii", ["approximation=pade22"]),
+        ("maml", ["test_adapt_steps=3"]),
+        ("fomaml", ["inner_lr=0.02"]),
+        ("meta_sgd", ["test_adapt_steps=3"]),
+        ("reptile", ["test_adapt_steps=3", "inner_optimizer=adam"]),
+        ("imaml", ["test_adapt_steps=3", "regularization=0.7"]),
+        ("from_scratch", ["adapt_steps=3"]),
+    ],
+)
+def test_every_methods_test_time_settings_can_change(method, settings):
+    trained = run(*TINY_SINE, f"method={method}")
+    seen = [trained.episodes]
+    for number, setting in enumerate(settings):
+        later = evaluated(f"method.{setting}", name=str(number))
+        assert later.episode_ids == trained.episode_ids
+        assert later.episodes not in seen
+        seen.append(later.episodes)
+
+
+def test_methods_without_a_head_can_be_tested_with_other_ways():
+    run(*TINY, "data=glyphs", "data.queries=2", "network.filters=8", "method=protonet", "data.ways=4")
+    assert evaluated("data.eval_ways=6").task["ways"] == 6
+    assert evaluated("data.ways=7", name="more").task["ways"] == 7
+
+
+def test_settings_that_change_the_parameters_are_refused():
+    run(*TINY_SINE, "method=maml", "method.learn_inner_lrs=true", "method.adapt_steps=2")
+    assert evaluated("method.test_adapt_steps=5").config["method"]["test_adapt_steps"] == 5
+    for change in ("method.adapt_steps=3", "method.learn_inner_lrs=false"):
+        with pytest.raises(ConfigError, match=r"run=.*parameters are not those.*inner_lrs: \(2,\) there"):
+            evaluated(change, name="other")
+    with pytest.raises(ConfigError, match=r"ckpt=.*inner_lrs: \(2,\) there, none now"):
+        train.main(["ckpt=run", "steps=3", "method.learn_inner_lrs=false"])
+
+
+def test_a_run_of_reptile_goes_on_with_its_own_optimiser():
+    run(*TINY_SINE, "method=reptile")
+    train.main(["ckpt=run", "steps=3", "method.lr=0.5"])
+    state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert (state["global_step"], state["optimizer_states"][0]["param_groups"][0]["lr"]) == (3, 0.5)
+    with pytest.raises(ConfigError, match=r"method\.outer_optimizer=adam cannot go on.*sgd"):
+        train.main(["ckpt=run", "steps=4", "method.outer_optimizer=adam"])
+
+
 def test_other_data_keep_the_trained_network_and_method():
     run(*TINY, "data=glyphs", "data.queries=2", "network.filters=8", "method.t=3", "data.ways=4")
     result = evaluated("data.eval_ways=3", "data.eval_shots=2")
@@ -42,13 +93,56 @@ def test_other_data_keep_the_trained_network_and_method():
     assert result.config["method"]["t"] == 3
 
 
+def write_images(folder):
+    """A folder of 28x28 images, with enough classes for 3 ways."""
+    for split, offset in (("train", 0), ("test", 4)):
+        for k in range(offset, offset + 4):
+            (folder / split / f"{k}").mkdir(parents=True)
+            for number in range(4):
+                grey = np.full((28, 28), 20 * k + number, dtype=np.uint8)
+                Image.fromarray(grey).save(folder / split / f"{k}" / f"{number}.png")
+
+
+def test_other_data_leave_the_settings_behind_that_they_do_not_have(tmp_path):
+    write_images(tmp_path / "images")
+    images = ["data=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=28", "data.channels=1"]
+    run(*TINY, "data=glyphs", "data.queries=2", "network.filters=8", "data.ways=3", "data.cache_dir=null")
+    assert evaluated(*images).task["ways"] == 3
+    settings = ["data.split_file=null", "data.ways=3", "data.queries=2", "network.filters=8"]
+    run(*TINY, "experiment=omniglot_small", *images, *settings, folder="other")
+    evaluate.main(["run=other", "data=glyphs", "name=glyphs"])
+    result = read_results(Path("other/evaluations/glyphs"))
+    assert (result.data, result.task["ways"], len(result.episodes["test/accuracy"])) == ("glyphs", 3, 5)
+
+
+def test_the_recipe_of_the_data_asked_for_changes_nothing_of_what_was_trained(tmp_path):
+    write_images(tmp_path / "images")
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "meta_rkhs_ii_image_folder.yaml").write_text(
+        "# @package _global_\n# Mine.\nmethod: {t: 77.0}\nnetwork: {filters: 24}\n"
+    )
+    own = ["--config-dir", str(tmp_path / "conf")]
+    run(*own, *TINY, "data=glyphs", "data.queries=2", "data.ways=3", "network.filters=8", "method.ridge=0.5")
+    images = ["data=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=28", "data.channels=1"]
+    config = evaluated(*images, "data.normalize=false").config
+    assert (config["method"]["t"], config["method"]["ridge"], config["network"]["filters"]) == (10.0, 0.5, 8)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["ckpt=run"], r"run=FOLDER names what is evaluated"),
+        (["run_dir=x"], r"run=FOLDER names what is evaluated"),
+        (["++network.hidden=[7]"], r"another network \(network\.hidden"),
+        (["network=conv4"], r"another network"),
+        (["trainer.devices=2", "data.test_episodes=1"], r"data\.test_episodes=1 "),
+        (["+trainer.limit_test_batches=0"], r"trainer\.limit_test_batches cannot be set"),
         (["data=glyphs", "data.queries=2"], r"trained for regression"),
         (["method=maml"], r"checkpoint of MetaRKHSII"),
         (["method.t=-1"], r"method\.t"),
         (["checkpoint=middle"], r"checkpoint must be"),
+        (["steps=many"], r"steps must be a whole number of at least 1, but got 'many'"),
+        (["val_every=0"], r"val_every must be a whole number of at least 1, but got 0"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(overrides, message):
@@ -62,6 +156,8 @@ def test_other_ways_than_the_head_has_point_to_eval_ways():
     run(*TINY, "data=glyphs", "data.queries=2", "network.filters=8")
     with pytest.raises(ConfigError, match=r"data\.ways=7.*5 outputs.*data\.eval_ways"):
         evaluated("data.ways=7")
+    with pytest.raises(ConfigError, match=r"data\.eval_ways=7 exceeds data\.ways=5.*method=protonet"):
+        evaluated("data.eval_ways=7")
 
 
 def test_without_a_run_it_says_what_is_missing():
@@ -74,23 +170,29 @@ def test_without_a_run_it_says_what_is_missing():
 def test_results_are_plain_json():
     run(*TINY_SINE)
     evaluated()
-    assert json.loads(Path("run/evaluations/it/results.json").read_text())["schema_version"] == 1
+    assert json.loads(Path("run/evaluations/it/results.json").read_text())["schema_version"] == 2
 
 
 def test_each_evaluation_has_a_folder_of_its_own():
     run(*TINY_SINE)
     for words in (
-        [],
+        ["name=null"],
         ["checkpoint=last"],
         ["method.t=5"],
         ["data.eval_shots=20"],
+        ["name=true"],
+        ["name=1e-3"],
         ["method.t=5", "data.eval_shots=20"],
     ):
         evaluate.main(["run=run", *words])
     names = {path.name for path in Path("run/evaluations").iterdir()}
-    assert names == {"again", "checkpoint=last", "method.t=5", "data.eval_shots=20", "method.t=5_data.eval_shots=20"}
+    assert names == {
+        "again", "checkpoint=last", "method.t=5", "data.eval_shots=20", "true", "1e-3", "method.t=5_data.eval_shots=20",
+    }  # fmt: skip
     long = [f"data.eval_queries={'0' * 130}{n}" for n in (3, 4)]
-    assert len({evaluation_name({}, [words]) for words in long}) == 2
+    shortened = {evaluation_name({}, [words]) for words in long}
+    assert len(shortened) == 2
+    assert max(map(len, shortened)) <= 120, "file systems allow 255 bytes"
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/x", "..", "a/b", ""])

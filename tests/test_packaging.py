@@ -18,7 +18,16 @@ from omegaconf import OmegaConf
 REPOSITORY = Path(__file__).resolve().parents[1]
 SOURCES = ("lightning_ntk", "datamodules", "callbacks")
 # Where a package is imported under another name than it is installed by.
-INSTALLED_AS = {"PIL": "pillow", "hydra": "hydra-core", "pytorch_lightning": "pytorch-lightning"}
+INSTALLED_AS = {
+    "PIL": "pillow",
+    "art": "adversarial-robustness-toolbox",
+    "hydra": "hydra-core",
+    "pytorch_lightning": "pytorch-lightning",
+    "neural_tangents": "neural-tangents",
+    "wandb_workspaces": "wandb-workspaces",
+    "sklearn": "scikit-learn",
+}
+PEERS = REPOSITORY / "requirements-peers.txt"
 
 
 def requirement_lines(text: str) -> list[str]:
@@ -57,7 +66,10 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
                 imported.add(node.module.split(".")[0])
     needed = {INSTALLED_AS.get(name, name) for name in imported - set(sys.stdlib_module_names) - set(SOURCES)}
     declared = {re.split(r"[<>=]", requirement)[0] for requirement in project_table()["dependencies"]}
-    assert needed == declared | {"learn2learn"}, "learn2learn is an extra"
+    # Most are extras; jax and neural-tangents are imported by one script, with the Python of `make peers`.
+    extras = {"learn2learn", "wandb-workspaces", "adversarial-robustness-toolbox", "ray", "submitit", "optuna"}
+    assert needed == declared | extras | {"jax", "neural-tangents"}
+    assert {"jax==0.4.23", "neural-tangents==0.6.5"} <= set(requirement_lines(PEERS.read_text()))
 
 
 @pytest.fixture
@@ -141,6 +153,25 @@ def test_an_install_is_done_once_and_a_half_finished_one_is_done_again(copy):
         os.utime(copy / name, (later, later))
         assert installs(), f"{name} changed, and nothing was installed"
         os.utime(copy / name, (0, 0))
+
+
+def test_the_peers_have_an_environment_of_their_own_and_one_python_that_fits(copy):
+    shutil.copy(PEERS, copy / PEERS.name)
+    old = script(copy / "fake_python", FAKE_PYTHON.replace(".venv/bin", ".venv-peers/bin"))
+    assert make(copy, "peers", f"PEERS_PYTHON={old}").returncode == 0
+    assert "requirements-peers.txt" in (copy / "calls").read_text()
+    assert (copy / ".venv-peers" / "installed").exists()
+    assert not (copy / ".venv").exists()
+    calls = (copy / "calls").read_text()
+    assert make(copy, "peers", f"PEERS_PYTHON={old}").returncode == 0
+    assert (copy / "calls").read_text() == calls, "a second `make peers` did something"
+    make(copy, "clean")
+    assert not (copy / ".venv-peers").exists()
+    too_new = script(copy / "new_python", OLD_PYTHON.replace("3, 9, 18", "3, 12, 1"))
+    run = make(copy, "peers", f"PEERS_PYTHON={too_new}")
+    assert run.returncode != 0
+    assert "make peers PEERS_PYTHON=python3.10" in run.stderr
+    assert not (copy / ".venv-peers").exists()
 
 
 # Evaluates what it is asked, as Python 3.9 would.

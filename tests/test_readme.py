@@ -28,7 +28,9 @@ def test_a_method_and_a_data_set_are_added_as_the_readme_says(choice, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     # The group first: the sizes below belong to its settings.
     train.main(["--config-dir", "my_conf", choice, *(o for o in TINY if "data." not in o), "run_dir=run", *SIZES])
-    assert len(read_results(Path("run")).episodes["test/accuracy"]) == 3
+    result = read_results(Path("run"))
+    assert len(result.episodes["test/accuracy"]) == 3
+    assert choice.partition("=")[2] in (result.method, result.data)
     assert len(re.findall(r"```python\n# my_\w+\.py\n(?:.*\n){1,22}```", README)) == 2, "twenty lines or so each"
 
 
@@ -46,3 +48,11 @@ def test_the_functions_are_used_as_the_readme_says():
     names = {}
     exec(block, names)
     assert names["coefficients"].shape == (8,)
+
+
+@pytest.mark.parametrize("name", ["demo", "omniglot", "sine"])
+@pytest.mark.parametrize("page", ["README.md", "docs/RESULTS.md"])
+def test_the_tables_are_those_of_the_result_files(name, page):
+    repository = Path(__file__).resolve().parents[1]
+    table = (repository / "docs" / "results" / name / "comparison.md").read_text().strip()
+    assert table in (repository / page).read_text()

@@ -49,13 +49,11 @@ def check_equal(folder, other):
 
 @pytest.mark.parametrize("method", ["meta_rkhs_ii", "maml"])
 def test_a_killed_run_resumes_to_the_same_end(method):
-    settings = [*TINY, "steps=40", "val_every=4", f"method={method}", "data=glyphs", "data.queries=2"]
-    settings += ["network.filters=8"]
-    run(*settings, folder="whole")
-    command = [sys.executable, "-W", "ignore", "-m", "lightning_ntk.train", *settings, "run_dir=killed"]
+    settings = [*TINY, "val_every=4", f"method={method}", "data=glyphs", "data.queries=2", "network.filters=8"]
+    command = [sys.executable, "-W", "ignore", "-m", "lightning_ntk.train", *settings, "steps=4000", "run_dir=killed"]
     environment = {**os.environ, "PYTHONPATH": str(conf_folder().parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 280
     while not Path("killed/checkpoints/last.ckpt").exists():
         assert time.monotonic() < deadline, "no checkpoint came"
         assert process.poll() is None
@@ -63,11 +61,11 @@ def test_a_killed_run_resumes_to_the_same_end(method):
     time.sleep(0.2)  # Somewhere within a later epoch.
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not Path("killed/results.json").exists(), "the kill came too late to show anything"
     reached = torch.load("killed/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert 0 < reached < 40
+    assert 0 < reached < 4000
     assert metric_rows("killed"), "what was measured before the kill must be readable"
-    train.main(["ckpt=killed"])
+    train.main(["ckpt=killed", f"steps={reached + 8}"])
+    run(*settings, f"steps={reached + 8}", folder="whole")
     check_equal("whole", "killed")
 
 
@@ -96,6 +94,9 @@ def test_timings_go_on_after_a_resume():
         (["seed=5"], r"seed=5 differs from the run's 0"),
         (["steps=1"], r"steps=1: the checkpoint has 2 steps already"),
         (["run_dir=other"], r"run_dir= cannot be set with ckpt="),
+        (["++run_dir=other"], r"run_dir= cannot be set with ckpt="),
+        (["data=glyphs"], r"another network \(network\._target_: [\w.]+MLP there, [\w.]+Conv4 asked\)"),
+        (["data=glyphs", "network=mlp"], r"data: ckpt=.*tasks of kind regression, but .* has classification"),
         (["network=conv4"], r"another network \(network\._target_: [\w.]+MLP there, [\w.]+Conv4 asked\)"),
         (["network.hidden=[7]"], r"another network \(network\.hidden: \[40, 40\] there, \[7\] asked\)"),
     ],
@@ -105,6 +106,70 @@ def test_a_checkpoint_of_another_model_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         train.main(["ckpt=run", *overrides])
     assert [path.name for path in Path.cwd().iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.ways=4"], r"data\.ways: ckpt=.*tasks of outputs 3, but the data asked for has 4"),
+        (["data.normalize=true"], r"data\.normalize differs"),
+        (["data=sinusoid", "network=mlp"], r"another network"),
+        (["data=sinusoid"], r"another network"),
+    ],
+)
+def test_a_checkpoint_of_other_tasks_is_refused(overrides, message):
+    settings = [*TINY, "data=glyphs", "data.ways=3", "data.queries=2", "network.filters=8"]
+    train.main([*settings, "run_dir=run", "test=false"])
+    before = Path("run/config.yaml").read_text()
+    with pytest.raises(ConfigError, match=message):
+        train.main(["ckpt=run", "steps=3", *overrides])
+    assert Path("run/config.yaml").read_text() == before
+
+
+def test_a_learning_rate_set_on_resuming_takes_effect():
+    train.main([*TINY_SINE, "run_dir=run", "test=false"])
+    before = parameters("run")
+    train.main(["ckpt=run", "steps=3", "method.lr=1e-9"])
+    assert all(torch.allclose(value, before[key], rtol=0, atol=1e-7) for key, value in parameters("run").items())
+    train.main(["ckpt=run", "steps=4"])  # Of the run as it is now: the rate stays.
+    assert all(torch.allclose(value, before[key], rtol=0, atol=1e-7) for key, value in parameters("run").items())
+
+
+def test_a_run_stopped_in_its_test_ends_with_the_same_metrics(monkeypatch):
+    whole = run(*TINY_SINE, folder="whole")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("lightning_ntk.train.run_test", stop)
+        run(*TINY_SINE, folder="stopped")
+    train.main(["ckpt=stopped"])
+    stopped = read_results(Path("stopped"))
+    assert stopped.episodes == whole.episodes
+    logged = {name: value for name, value in whole.metrics.items() if not name.startswith(("time/", "memory/"))}
+    assert {"train/loss", "val/mse", "val/mse_ci95", "test/mse"} <= logged.keys()
+    assert {name: stopped.metrics[name] for name in logged} == logged
+    assert stopped.metrics.keys() == whole.metrics.keys()
+
+
+def test_results_of_an_earlier_end_do_not_stay_beside_a_run_that_goes_on(monkeypatch):
+    run(*TINY_SINE)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_ntk.train.run_test", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["ckpt=run", "steps=4"])
+    assert not Path("run/results.json").exists()
+
+
+def test_a_run_without_a_checkpoint_says_so():
+    run(*TINY_SINE)
+    Path("run/checkpoints/last.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"ckpt=run: the run was stopped before its first checkpoint"):
+        train.main(["ckpt=run"])
 
 
 def test_a_moved_folder_keeps_its_best_score():

@@ -1,0 +1,111 @@
+"""From settings to objects: Hydra's `instantiate`, with errors that name the key."""
+
+import collections.abc
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig
+
+from lightning_ntk.errors import ConfigError, nearest_name
+
+# The types that a setting's value is checked against, in words.
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def instantiate(config: DictConfig, key: str, kind: type = object, **arguments: Any) -> Any:
+    """Build the object that a config's `_target_` names: the one place that calls Hydra's `instantiate`.
+
+    Args:
+        key: where the config stands, for error messages ("method").
+        kind: what the object must be.
+        **arguments: objects handed over beside the settings.
+    """
+    if not isinstance(config, DictConfig) or not config.get("_target_"):
+        raise ConfigError(f"{key} must have a _target_ that names a class, but is {config}.")
+    try:
+        # Partial: the objects must not pass through OmegaConf, which turns dataclasses into dicts.
+        factory = hydra_instantiate(config, _convert_="all", _partial_=True)
+    except InstantiationException as error:
+        # Hydra's lines: what failed, the exception behind it, and perhaps which part of the config.
+        text, _, place = str(error).strip().partition("\nfull_key: ")
+        raise ConfigError(f"{place.strip() or key}: {' '.join(text.split()[:60])}") from error
+    if inspect.isclass(factory.func) and not issubclass(factory.func, kind):
+        raise ConfigError(f"{key}._target_={config['_target_']} is no {kind.__name__}.")
+    check_types(factory.keywords, factory.func, key)
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if match is None or match.group(1) not in config:
+            raise
+        names = [name for function in _signatures(factory.func) for name in inspect.signature(function).parameters]
+        near = nearest_name(match.group(1), names)
+        raise ConfigError(f"{key}.{match.group(1)} is no setting of {config['_target_']}.{near}") from error
+
+
+def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:
+    """Raise `ConfigError` for a setting whose type is plainly not the one that a class or function annotates."""
+    hints: dict[str, Any] = {}
+    for signature in _signatures(function):
+        try:
+            hints = typing.get_type_hints(signature) | hints
+        except NameError:  # Annotations for a type checker's eyes only.
+            continue
+    for name, value in settings.items():
+        if name in hints and not _matches(value, hints[name]):
+            raise ConfigError(f"{key}.{name} must be {_in_words(hints[name])}, but got {value!r}.")
+
+
+def _signatures(function: Callable) -> list[Callable]:
+    """What takes the settings: a function, or the constructor of a class and of those that it hands **settings to."""
+    if not inspect.isclass(function):
+        return [function]
+    found = []
+    for owner in function.__mro__:
+        if "__init__" in vars(owner):
+            found.append(owner.__init__)
+            kinds = {parameter.kind for parameter in inspect.signature(owner.__init__).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a user would say it."""
+    if hint in KINDS:
+        return KINDS[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        words = dict.fromkeys(_in_words(argument) for argument in arguments)
+        if KINDS[float] in words:
+            words.pop(KINDS[int], None)  # It is one.
+        return " or ".join(words)
+    if origin in (list, tuple, collections.abc.Sequence):
+        return f"a list (each item {_in_words(arguments[0])})"
+    return str(hint)
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of an annotated type; True for all but numbers, text, None, lists and unions."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if hint in KINDS:
+        return isinstance(value, hint)
+    if origin in (list, tuple, collections.abc.Sequence):
+        return isinstance(value, (list, tuple)) and all(_matches(item, arguments[0]) for item in value)
+    return True

@@ -1,0 +1,101 @@
+"""Lightning's Trainer, with what this framework decides for it."""
+
+import math
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lightning_ntk.building import check_types
+from lightning_ntk.checkpointing import AtomicCheckpoints
+from lightning_ntk.config import plain
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.methods.base import MetaLearner
+
+# Arguments of the Trainer that would change what a step, a validation or a test is, and what to set instead.
+DECIDED = {
+    "max_epochs": "steps and val_every",
+    "min_epochs": "steps",
+    "max_steps": "steps",
+    "min_steps": "steps",
+    "limit_train_batches": "steps and val_every",
+    "limit_val_batches": "data.val_episodes",
+    "limit_test_batches": "data.test_episodes",
+    "overfit_batches": "steps",
+    "fast_dev_run": "steps=1 val_every=1 data.val_episodes=4 data.test_episodes=4",
+    "barebones": "trainer.enable_progress_bar=false logger=csv",
+    "accumulate_grad_batches": "data.tasks_per_step",
+    "val_check_interval": "val_every",
+    "check_val_every_n_epoch": "val_every",
+    "num_sanity_val_steps": "val_every",
+    "enable_checkpointing": "test_checkpoint",
+    "enable_model_summary": "no setting",
+    "inference_mode": "no setting: adaptation needs gradients",
+    "use_distributed_sampler": "no setting: episodes shard themselves",
+    "sync_batchnorm": "no setting: a task's batch statistics are its own, and second-order gradients do not pass "
+    "through statistics that processes exchange. network.norm=group has none",
+    "logger": "the group logger",
+    "callbacks": "the group callbacks",
+    "plugins": "no setting",
+}
+
+
+def check_precision(precision: str, method: MetaLearner) -> None:
+    """Raise `ConfigError` where a method's kernels would be made of rounded Jacobians."""
+    if method.solves_kernels and precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"trainer.precision={precision} rounds the parameters, and with them the kernel that "
+            f"{type(method).__name__} solves with. Use {precision.replace('true', 'mixed')}, which leaves them whole, "
+            "or 32-true."
+        )
+
+
+def check_numbers(settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` for numbers that Lightning takes without a word and that mean nothing."""
+    clip, every = settings.get("gradient_clip_val"), settings.get("log_every_n_steps")
+    if clip is not None and not (clip > 0 and math.isfinite(clip)):
+        raise ConfigError(f"trainer.gradient_clip_val must be a finite positive number, or null, but got {clip}.")
+    if every is not None and every < 1:
+        raise ConfigError(f"trainer.log_every_n_steps must be at least 1, but got {every}.")
+
+
+def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: list, callbacks: list) -> pl.Trainer:
+    """The Trainer of a run, or of an evaluation.
+
+    Raises:
+        ConfigError: for settings that Lightning refuses, and those that would undo what the run is.
+    """
+    settings = plain(config.trainer)
+    for name in settings:
+        if name in DECIDED:
+            raise ConfigError(f"trainer.{name} cannot be set: it would change what the run is. Use {DECIDED[name]}.")
+    devices = settings.get("devices")
+    if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
+        settings["strategy"] = "ddp"
+    check_types(settings, pl.Trainer, "trainer")
+    check_numbers(settings)
+    try:
+        trainer = pl.Trainer(
+            **settings,
+            plugins=[AtomicCheckpoints()],
+            max_epochs=config.steps // config.val_every,
+            limit_val_batches=1.0 if data.has_split("val") else 0,
+            num_sanity_val_steps=0,
+            # Adaptation, kernels and attacks need gradients in evaluation; episodes shard themselves.
+            inference_mode=False,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            logger=loggers,
+            callbacks=callbacks,
+        )
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        asked = f"trainer.accelerator={settings.get('accelerator')}, trainer.devices={devices}"
+        raise ConfigError(f"trainer settings: {reason} ({asked}, see trainer.*)") from error
+    # Lightning counts the GPUs; on CPUs it would start any number of processes.
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
+        raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")
+    return trainer
