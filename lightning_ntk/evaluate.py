@@ -12,6 +12,7 @@ from lightning_ntk.cli_arguments import parse_command
 from lightning_ntk.config import compose_config, conf_folder
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.interruption import interruptible
 from lightning_ntk.overrides import key_of, last_value
 from lightning_ntk.results import write_results
 from lightning_ntk.run import Run
@@ -121,7 +122,8 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     trainer = build_trainer(config, data, loggers=[], callbacks=callbacks)
     data.check_shared(trainer.world_size, ["test"])
     check_precision(config.trainer.precision, method)
-    result = run_test(trainer, method, data, config, checkpoint.file)
+    with interruptible("There is no result; the run is as it was."):
+        result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
         run_folder.create(folder, config, [])
         write_results(folder, result)

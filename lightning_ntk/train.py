@@ -19,6 +19,7 @@ from lightning_ntk.cli_arguments import parse_command
 from lightning_ntk.config import compose_config, plain
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.interruption import interruptible
 from lightning_ntk.methods.base import MetaLearner, measurements
 from lightning_ntk.overrides import key_of, last_value
 from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
@@ -117,7 +118,7 @@ def train(
         if resumed and checkpoint.content["global_step"] < config.steps:
             (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
 
-    with tracker:
+    with interruptible(f"Go on with: lightning-ntk train ckpt={folder}"), tracker:
         fit_and_test(trainer, method, data, config, folder, checkpoint)
     return folder
 
@@ -133,27 +134,22 @@ def fit_and_test(
     """Train from the start or from a checkpoint, test, and write the results."""
     last = folder / "checkpoints" / "last.ckpt"
     best = last.with_name("best.ckpt") if method.meta_trains and data.has_split("val") else last
-    try:
-        if method.meta_trains:
-            resume_from = None if checkpoint is None else str(checkpoint.file)
-            with cluster.requeued_on_signal(folder):
-                trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
-        elif trainer.is_global_zero:
-            save_untrained(method, last)
-        if config.test:
-            result = run_test(trainer, method, data, config, best if config.test_checkpoint == "best" else last)
-            if trainer.is_global_zero:
-                write_results(folder, result)
-                report(result)
-                for logger in trainer.loggers:
-                    if isinstance(logger, WandbRun):
-                        logger.log_result(result, trainer.global_step)
+    if method.meta_trains:
+        resume_from = None if checkpoint is None else str(checkpoint.file)
+        with cluster.requeued_on_signal(folder):
+            trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
+    elif trainer.is_global_zero:
+        save_untrained(method, last)
+    if config.test:
+        result = run_test(trainer, method, data, config, best if config.test_checkpoint == "best" else last)
         if trainer.is_global_zero:
-            sys.stdout.write(f"{folder}\n")
-    except SystemExit:  # How Lightning ends on Ctrl+C.
-        if not trainer.interrupted:
-            raise
-        raise KeyboardInterrupt(f"Go on with: lightning-ntk train ckpt={folder}") from None
+            write_results(folder, result)
+            report(result)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbRun):
+                    logger.log_result(result, trainer.global_step)
+    if trainer.is_global_zero:
+        sys.stdout.write(f"{folder}\n")
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------
