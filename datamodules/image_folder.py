@@ -17,6 +17,7 @@ from datamodules.images import Classes
 from datamodules.splits import find_split_file, read_split
 from datamodules.storage import facts, visible
 from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.paths import as_path
 
 # A folder of at least so many images goes through the decoded cache. Fewer are read in about a second.
 CACHED_FROM = 2000
@@ -54,7 +55,7 @@ class ImageFolder(CachedImages):
         super().__init__(image_size=image_size, channels=channels, **rest)
         if root is None:
             raise ConfigError(f"data.root is missing: data.root=PATH names the folder of images. {EXPECTED}")
-        self.root = Path(root).expanduser()
+        self.root = as_path(root, "data.root")
         self.split_file = None if split_file is None else find_split_file(split_file)
 
     @property

@@ -15,6 +15,7 @@ from pathlib import Path
 from datamodules.base import SPLITS
 from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError, DataError, nearest_name
+from lightning_ntk.paths import as_path
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ClassSplit:
 def find_split_file(name: str) -> Path:
     """The file of that path, or the committed one of that name."""
     committed = conf_folder() / "splits" / f"{name}.csv"
-    return committed if committed.is_file() else Path(name).expanduser()
+    return committed if committed.is_file() else as_path(name, "data.split_file")
 
 
 def read_split(file: Path) -> ClassSplit:

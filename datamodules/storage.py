@@ -10,6 +10,7 @@ from pathlib import Path
 import platformdirs
 
 from lightning_ntk.errors import DataError
+from lightning_ntk.paths import as_path
 
 try:
     import fcntl
@@ -20,15 +21,17 @@ except ImportError:  # Windows: finished folders are still moved into place whol
 def data_folder(root: str | None, name: str) -> Path:
     """`data.root`, or the data set's folder below $LIGHTNING_NTK_DATA or the user's data folder."""
     if root is not None:
-        return Path(root).expanduser()
+        return as_path(root, "data.root")
     default = os.environ.get("LIGHTNING_NTK_DATA") or platformdirs.user_data_dir("lightning_ntk")
-    return Path(default).expanduser() / name
+    return as_path(default, "LIGHTNING_NTK_DATA") / name
 
 
 def cache_folder(cache_dir: str | None) -> Path:
     """`data.cache_dir`, or $LIGHTNING_NTK_CACHE, or the user's cache folder."""
+    if cache_dir is not None:
+        return as_path(cache_dir, "data.cache_dir")
     default = os.environ.get("LIGHTNING_NTK_CACHE") or platformdirs.user_cache_dir("lightning_ntk")
-    return Path(cache_dir or default).expanduser()
+    return as_path(default, "LIGHTNING_NTK_CACHE")
 
 
 @contextlib.contextmanager

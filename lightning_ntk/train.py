@@ -22,6 +22,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.interruption import interruptible
 from lightning_ntk.methods.base import MetaLearner, measurements
 from lightning_ntk.overrides import key_of, last_value
+from lightning_ntk.paths import as_path
 from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
 from lightning_ntk.run import Run
 from lightning_ntk.run_folder import Checkpoint
@@ -91,7 +92,7 @@ def train(
     method.run = {
         "config": plain(config),
         "overrides": list(overrides),
-        "config_folder": None if config_folder is None else str(Path(config_folder).expanduser().resolve()),
+        "config_folder": None if config_folder is None else str(as_path(config_folder, "--config-dir").resolve()),
         "spec": dataclasses.asdict(data.spec),
     }
     loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]

@@ -15,6 +15,7 @@ from lightning_ntk.benchmark.measure import Report, Work
 from lightning_ntk.benchmark.problem import Problem
 from lightning_ntk.benchmark.settings import Settings
 from lightning_ntk.errors import ConfigError, MissingDependencyError
+from lightning_ntk.paths import as_path
 
 FOLDER = ".venv-peers"
 SCRIPT = Path(__file__).with_name("neural_tangents_peer.py")
@@ -34,7 +35,7 @@ def find_python(setting: str | None) -> Path | None:
     if setting == "none":
         return None
     if setting is not None:
-        python = Path(setting).expanduser()
+        python = as_path(setting, "peers")
         python = python / "bin" / "python" if python.is_dir() else python
         if not python.exists():
             raise ConfigError(f"peers={setting} is no Python, nor a folder with bin/python. `make peers` makes one.")

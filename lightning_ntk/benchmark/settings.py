@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ntk.errors import ConfigError, nearest_name
+from lightning_ntk.paths import as_path
 
 TABLES = {
     "kernel": "the support NTK beside neural-tangents and torch.func",
@@ -144,7 +145,7 @@ def _value(key: str, text: str) -> Any:
             raise ConfigError(f"device must be cpu or cuda, but got {text!r}.{nearest_name(text, ('cpu', 'cuda'))}")
         return text
     if key in ("out", "runs"):
-        return Path(text).expanduser()
+        return as_path(text, key)
     if key == "peers":
         return text
     return _number(key, text)

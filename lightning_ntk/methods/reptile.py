@@ -46,8 +46,9 @@ class Reptile(DescentLearner):
         serial: one task after the other (the paper's Algorithm 1; batched is its Algorithm 2). Several processes
             walk through their own shares of the meta-batch, so that results depend on their number.
         outer_optimizer: "sgd" is the paper's; "adam" takes theta - mean_m W_m for a gradient (batched form only).
-        lr: step towards the adapted parameters (the paper starts at 1 and falls to 0 linearly; here it is constant), or
-            Adam's learning rate.
+        lr: step towards the adapted parameters (1 at the start in the paper), or Adam's learning rate. It falls as
+            `lr_schedule` says (to 0 linearly in the paper, along a half-cosine by default here). In the serial form it
+            is the whole way through the tasks that the schedule shortens.
     """
 
     def __init__(

@@ -96,11 +96,6 @@ def drift(kernel: Tensor, before: Tensor) -> float:
     return max(0.0, 1 - _cosine(kernel.double(), before.double()))
 
 
-def relative_change(kernel: Tensor, before: Tensor) -> float:
-    """|K - K0| / |K0|, in Frobenius norms: changes of scale count."""
-    return float(torch.linalg.norm(kernel.double() - before.double()) / torch.linalg.norm(before.double()))
-
-
 def _cosine(a: Tensor, b: Tensor) -> float:
     # Each divided by its largest entry: products of large kernels must not overflow, nor those of small ones vanish.
     a, b = (x / x.abs().max().clamp(min=torch.finfo(torch.float64).tiny) for x in (a, b))

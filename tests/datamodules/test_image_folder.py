@@ -11,6 +11,7 @@ from PIL import Image
 
 from datamodules import image_folder
 from datamodules.image_folder import ImageFolder
+from datamodules.storage import cache_folder
 from lightning_ntk.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -96,6 +97,15 @@ def test_a_missing_root_shows_the_expected_tree(tmp_path):
         make(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"data\.root is missing"):
         ImageFolder()
+
+
+def test_paths_that_can_be_none_are_named_by_their_key():
+    with pytest.raises(ConfigError, match=r"data\.root=~nobody-of-that-name/x: "):
+        make("~nobody-of-that-name/x")
+    with pytest.raises(ConfigError, match=r"data\.split_file must be a path, but got ''"):
+        make("images", split_file="")
+    with pytest.raises(ConfigError, match=r"data\.cache_dir=~nobody-of-that-name: "):
+        cache_folder("~nobody-of-that-name")
 
 
 def test_missing_split_folders_are_named(folders):
