@@ -19,13 +19,16 @@ from lightning_ntk.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
 # Settings that may differ between the runs of one mean: where a run lies and what it reports to.
 OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
 
-HELP = """usage: lightning-ntk compare RUN [RUN ...] [baseline=NAME] [out=FOLDER]
+SETTINGS = ("baseline", "by_task", "out")
+
+HELP = """usage: lightning-ntk compare RUN [RUN ...] [baseline=NAME] [by_task=true] [out=FOLDER]
 
 Compare runs that were tested on the same episodes: one table (also as Markdown and CSV), the learning curves, and a
 page with both and all figures, comparison.html, which needs no network.
 A RUN is a run folder, or a folder in which run folders are found.
 
   baseline=NAME   a method, or a run's name in the table: adds the paired difference to it, episode by episode
+  by_task=true    runs on several tasks: a comparison of each, in comparison_TASK/, and all in one table, overview.md
   out=FOLDER      where comparison.html, comparison.md, comparison.csv and figures/ go
                   (default: the folder of runs, where one is given, else ./runs/comparison)
 
@@ -45,22 +48,33 @@ def main(argv: list[str] | None = None) -> None:
     for word in words:
         key, is_option, value = word.partition("=")
         if is_option and not Path(word).exists():
-            if key not in ("baseline", "out"):
-                raise ConfigError(f"compare has no setting {key!r}.{nearest_name(key, ('baseline', 'out'))}")
+            if key not in SETTINGS:
+                raise ConfigError(f"compare has no setting {key!r}.{nearest_name(key, SETTINGS)}")
             options[key] = value
         else:
             paths.append(as_path(word, "RUN"))
-    compare(paths, options.get("baseline"), as_path(options["out"], "out") if "out" in options else None)
+    if options.get("by_task", "false") not in ("true", "false"):
+        raise ConfigError(f"by_task must be true or false, but got {options['by_task']!r}.")
+    out = as_path(options["out"], "out") if "out" in options else None
+    if options.get("by_task") == "true":
+        from lightning_ntk.overview import compare_tasks
+
+        compare_tasks(paths, options.get("baseline"), out)
+    else:
+        compare(paths, options.get("baseline"), out)
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None, out: Path | None = None) -> list[Row]:
-    """Compare runs; prints the table, writes comparison.md, comparison.csv and the figure, and returns the rows."""
-    entries = find_runs(paths)
+    """Compare runs of one task; prints the table, writes the files of a comparison, and returns the rows."""
+    return compare_entries(find_runs(paths), baseline, out or default_folder(paths))
+
+
+def compare_entries(entries: Sequence[Entry], baseline: str | None, folder: Path) -> list[Row]:
+    """Print the table of runs, write it with its figure and its page into the folder, and return the rows."""
     metric = next(iter(entries[0].result.episodes)).removeprefix("test/")
     check_same_episodes(entries, metric)
     columns = further_columns([entry.result for entry in entries])
     rows = table_rows(entries, metric, baseline, columns)
-    folder = out or default_folder(paths)
     try:
         files = write_files(entries, rows, metric, columns, folder)
     except OSError as error:
@@ -146,8 +160,8 @@ def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
         reason = "; ".join(f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys)
         raise ConfigError(
             f"{first.name} ({first.folder}) and {entry.name} ({entry.folder}) were tested on different episodes: "
-            f"{reason or 'the same settings, but the images of the data differ'}. Compare runs of the same task, or "
-            "test one of them again with `lightning-ntk evaluate`."
+            f"{reason or 'the same settings, but the images of the data differ'}. Compare runs of the same task, "
+            "test one of them again with `lightning-ntk evaluate`, or have each task for itself by by_task=true."
         )
 
 

@@ -12,6 +12,8 @@ from rich.table import Table
 from lightning_ntk.comparison_columns import Column
 from lightning_ntk.results import RunResult
 
+SCORE_TITLES = {"accuracy": "accuracy, %", "mse": "mean squared error"}
+
 # None stands for what was not measured.
 Number = float | None
 
@@ -58,32 +60,36 @@ class Row:
 
 def cells(rows: Sequence[Row], metric: str, columns: Sequence[Column] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and body of the table, as text."""
-    percent = metric == "accuracy"
-
-    def score(value: float, half_width: float, sign: str = "") -> str:
-        if percent:
-            return f"{100 * value:{sign}.2f} ± {100 * half_width:.2f}"
-        return f"{value:{sign}.4f} ± {half_width:.4f}"
 
     def number(value: float | None, form: str) -> str:
         return format(value, form) if value else ""
 
     with_baseline = has_baseline(rows)
-    header = ["method", "accuracy, %" if percent else "mean squared error"]
+    header = ["method", SCORE_TITLES[metric]]
     header += ["difference to baseline"] if with_baseline else []
     header += [column.title for column in columns]
     header += ["s a meta-step", "s of training", "peak memory, MiB"]
     body = []
     for row in rows:
-        line = [row.name, score(row.score, row.ci95)]
-        if row.is_baseline:
-            line.append("baseline")
-        elif with_baseline:
-            line.append(score(row.difference, row.difference_ci95, "+"))
+        line = [row.name, score_cell(metric, row.score, row.ci95)]
+        if with_baseline:
+            line.append(difference_cell(metric, row))
         line += [column.show(*values) for column, values in zip(columns, row.further, strict=True)]
         line += [number(row.meta_step_s, ".3f"), number(row.fit_s, ".0f"), number(row.peak_mib, ".0f")]
         body.append(line)
     return header, body
+
+
+def score_cell(metric: str, value: float, half_width: float, sign: str = "") -> str:
+    """A score, or with sign "+" a difference of scores, with its interval."""
+    if metric == "accuracy":
+        return f"{100 * value:{sign}.2f} ± {100 * half_width:.2f}"
+    return f"{value:{sign}.4f} ± {half_width:.4f}"
+
+
+def difference_cell(metric: str, row: Row) -> str:
+    """How far a row lies from the baseline."""
+    return "baseline" if row.is_baseline else score_cell(metric, row.difference, row.difference_ci95, "+")
 
 
 def has_baseline(rows: Sequence[Row]) -> bool:
@@ -108,10 +114,13 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 def markdown(rows: Sequence[Row], metric: str, result: RunResult, columns: Sequence[Column] = ()) -> str:
     """The table in Markdown, with means in the place of single seeds."""
     rows = summary(rows)
-    header, body = cells(rows, metric, columns)
-    body = [[cell.replace("|", "\\|") for cell in line] for line in body]
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(result, columns)}\n"
+    return f"{markdown_table(*cells(rows, metric, columns))}\n{caption(result, columns)}\n"
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown whose columns after the first are numbers."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *([c.replace("|", "\\|") for c in b] for b in body)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def show(rows: Sequence[Row], metric: str, result: RunResult, columns: Sequence[Column] = ()) -> None:

@@ -49,6 +49,16 @@ def read_curve(folder: Path, column: str) -> tuple[list[float], list[float], lis
     return [row["step"] for row in rows], [row["time/fit"] for row in rows], [row[column] for row in rows]
 
 
+def line_style(number: int) -> dict[str, object]:
+    """How the line of that number looks, unlike the others."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+        "markersize": 5,
+    }
+
+
 def learning_curves(
     runs: Sequence[Run], metric: str, references: Sequence[tuple[str, float]], file: Path
 ) -> Path | None:
@@ -72,14 +82,8 @@ def learning_curves(
     for label, steps, seconds, values in curves:
         is_new = label not in drawn
         drawn += [label] if is_new else []
-        number = drawn.index(label)
-        style = {
-            "color": COLOURS[number % len(COLOURS)],
-            "marker": MARKERS[number % len(MARKERS)],
-            "linestyle": LINES[number // len(COLOURS) % len(LINES)],
-            "markersize": 5,
-            "label": label if is_new else "_again",  # The legend leaves out what starts with "_".
-        }
+        # The legend leaves out what starts with "_".
+        style = {**line_style(drawn.index(label)), "label": label if is_new else "_again"}
         scores = [factor * value for value in values]
         over_steps.plot(steps, scores, **style)
         over_seconds.plot(seconds, scores, **style)
@@ -96,6 +100,41 @@ def learning_curves(
             axes.set_yscale("log")
     handles, labels = over_seconds.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    return file
+
+
+def scores_over_tasks(
+    scores: dict[str, Sequence[tuple[float, float] | None]], tasks: Sequence[str], metric: str, file: Path
+) -> Path:
+    """Test scores with their intervals over tasks, a line for each method, as a PNG.
+
+    Args:
+        scores: by method, (score, half-width of its interval) for each task; None where there is none.
+        metric: "accuracy" (drawn in percent) or "mse".
+    """
+    factor = 100 if metric == "accuracy" else 1
+    figure = Figure(figsize=(4 + 1.2 * len(tasks), 4), layout="constrained")
+    axes = figure.subplots()
+    for number, (method, values) in enumerate(scores.items()):
+        known = [(place, *value) for place, value in enumerate(values) if value is not None]
+        places, heights, half_widths = zip(*known, strict=True)
+        axes.errorbar(
+            places,
+            [factor * height for height in heights],
+            [factor * half_width for half_width in half_widths],
+            capsize=3,
+            label=method,
+            **line_style(number),
+        )
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_ylabel("test accuracy, %" if metric == "accuracy" else "test mean squared error")
+    if metric != "accuracy":
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     return file

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from lightning_ntk.cli_arguments import parse_command
-from lightning_ntk.compare import compare
 from lightning_ntk.config import UnknownSettingError, conf_folder, groups, own_folder
 from lightning_ntk.errors import ConfigError, JobsFailedError, LightningNTKError, nearest_name
+from lightning_ntk.overview import compare_tasks
 from lightning_ntk.paths import as_path
 from lightning_ntk.results import FILE_NAME, read_results
 from lightning_ntk.sweep.board import Board
@@ -202,18 +202,11 @@ def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
 
 
 def compare_finished(jobs: Sequence[Job], out: Path, baseline: str | None) -> None:
-    """Compare the finished jobs: one table for each set of test episodes."""
-    alike: dict[str, list[Path]] = {}
-    names: dict[str, str] = {}
-    for job in jobs:
-        if (job.folder / FILE_NAME).exists() and result_error(job) is None:
-            result = read_results(job.folder)
-            alike.setdefault(result.episode_ids, []).append(job.folder)
-            names.setdefault(result.episode_ids, result.data)
-    for number, (episodes, folders) in enumerate(alike.items()):
-        methods = {read_results(folder).method for folder in folders}
-        where = out if len(alike) == 1 else out / f"comparison_{number}_{names[episodes]}"
-        compare(folders, baseline if baseline in methods else None, where)
+    """Compare the finished jobs: one table for each set of test episodes, and one over all."""
+    folders = [job.folder for job in jobs if (job.folder / FILE_NAME).exists() and result_error(job) is None]
+    methods = {read_results(folder).method for folder in folders}
+    if folders:
+        compare_tasks(folders, baseline if baseline in methods else None, out)
 
 
 def check_all_done(jobs: Sequence[Job]) -> None:
