@@ -22,11 +22,13 @@ def compiled(function: Callable, network: Network, *args: Any) -> Any:
     try:
         with torch.no_grad():  # A caller's mode would be one more thing to compile for.
             return _compiled(function)(getattr(network, "plain", network), *args)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):  # They have no common class.
+            raise
+        reason = " ".join(str(error).partition("\n\n")[0].split())
         raise ConfigError(
             "method.compile=true needs a C++ compiler (g++, or the one named by $CXX), a network that torch.compile "
-            f"can follow and few shapes of query sets, but got {type(error).__name__}: {reason} "
+            f"can follow and at most eight shapes of query sets, but got {type(error).__name__}: {reason}. "
             "Set method.compile=false, which computes the same."
         ) from error
 

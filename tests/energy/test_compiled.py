@@ -1,6 +1,7 @@
 """`method.compile`: the numbers that come without it, one compilation a shape, and an error that says what to do."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -100,10 +101,21 @@ def test_it_trains_resumes_and_evaluates_as_without(compiler):
 
 def test_without_a_compiler_it_says_what_to_do(compiler, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # Nothing compiled earlier will do.
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
     network, spec, episodes = regress(torch.float32)
-    with pytest.raises(ConfigError, match=r"method.compile=true needs a C\+\+ compiler .*Set method.compile=false"):
+    patch = torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")})
+    message = r"method.compile=true needs a C\+\+ compiler .*InvalidCxxCompiler.*Set method.compile=false"
+    with patch, pytest.raises(ConfigError, match=message):
         MetaRKHSII(network, spec, compile=True).meta_loss(episodes)
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_too_many_shapes_are_an_error_with_a_remedy(compiler):
+    network, spec, episodes = regress(torch.float32)
+    method = MetaRKHSII(network, spec, compile=True)
+    method.meta_loss(episodes)
+    fewer = dataclasses.replace(episodes, query_x=episodes.query_x[:, 1:], query_y=episodes.query_y[:, 1:])
+    with pytest.raises(ConfigError, match=r"eight shapes of query sets.*Set method.compile=false"):
+        method.meta_loss(fewer)
 
 
 def test_what_has_no_compiled_part_is_refused():
