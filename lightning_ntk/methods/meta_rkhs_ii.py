@@ -44,7 +44,7 @@ class MetaRKHSII(MetaLearner):
         pairs_at_once: pairs of an example and a direction worked on at once within a task (ours): bounds the memory of
             activations; None lets sizes and free memory decide.
         compile: compile the query set's part of the meta-gradient, at the first step with each shape of query sets
-            (ours). Half a minute or more each time, for shorter steps of convolutional networks (docs/BENCHMARKS.md).
+            (ours). Up to a minute each time, for shorter steps of some convolutional networks (docs/BENCHMARKS.md).
             The full kernel only. Adaptation at test is not compiled.
         lr: the paper's meta learning rate is 0.01.
     """
