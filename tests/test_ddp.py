@@ -75,6 +75,7 @@ def test_two_processes_train_the_parameters_that_one_trains():
     settings = {method: [*SETTINGS, *IMAGES, f"method={method}"] for method in trained_methods()}
     settings["meta_rkhs_ii"] += EXACT
     settings["regression"] = [*SETTINGS, "data=sinusoid", "method=meta_rkhs_ii", *EXACT]
+    settings["compiled"] = [*settings["regression"], "method.compile=true"]
     train_by_two([[*words, "trainer.devices=2", f"run_dir=two/{name}"] for name, words in settings.items()])
     for name, words in settings.items():
         alone = run(*words, folder=f"one/{name}")

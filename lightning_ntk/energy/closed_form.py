@@ -60,12 +60,14 @@ class Work:
         pairs_at_once: pairs of an example and a direction at once; None takes all.
         batched: whether this happens inside a vmap over tasks.
         queries_apart: whether the query sets are taken out of that vmap, one by one.
+        compile: whether the gradients of a query set are compiled.
     """
 
     coupled: bool
     pairs_at_once: int | None
     batched: bool
     queries_apart: bool = False
+    compile: bool = False
 
     def at_once(self, group: int) -> int | None:
         """How many groups of so many pairs at once."""

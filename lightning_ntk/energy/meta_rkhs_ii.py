@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lightning_ntk.energy import trace_kernel
 from lightning_ntk.energy.closed_form import ClosedForm, Work
+from lightning_ntk.energy.compiled import compiled
 from lightning_ntk.energy.euler_steps import EulerSteps
 from lightning_ntk.energy.support_gradient import SupportTerms, support_gradient, support_terms, truncate
 from lightning_ntk.energy.tasks import each_task, one_by_one
@@ -91,6 +92,7 @@ def meta_gradient(
     tasks_per_chunk: int = 1,
     pairs_at_once: int | None = None,
     queries_apart: bool = False,
+    compile: bool = False,
 ) -> MetaGradient:
     """The mean query loss of the adapted functions of T tasks, and its exact gradient in theta, both detached.
 
@@ -102,11 +104,13 @@ def meta_gradient(
         pairs_at_once: pairs of an example and a direction that a task is worked on at once; None takes all. It bounds
             the memory of activations, not that of the support Jacobian. A coupled network's queries cannot be parted.
         queries_apart: take the query sets of a chunk's tasks one by one, and the rest of the tasks by vmap.
+        compile: compile the query part (`energy.compiled`), which is then taken apart. Not for `how.kernel` "trace".
     """
     params = {name: p.detach() for name, p in params.items()}
     chunks = []
     for data in zip(*(a.split(tasks_per_chunk) for a in (support_x, targets, query_x, query_y)), strict=True):
-        work = Work(how.coupled, pairs_at_once, batched=data[0].shape[0] > 1, queries_apart=queries_apart)
+        batched = data[0].shape[0] > 1
+        work = Work(how.coupled, pairs_at_once, batched, queries_apart=queries_apart or compile, compile=compile)
         of_chunk = _by_trace_kernel if how.kernel == "trace" else _by_full_kernel
         chunks.append(of_chunk(network, params, data, query_loss, how, work))
     losses, gradients, tangents, left_out = zip(*chunks, strict=True)
@@ -193,14 +197,23 @@ def _query_part(network, params, tangent, query_x, query_y, query_loss, work):
     parts = []
     for x, y in zip(in_chunks(query_x, at_once), in_chunks(query_y, at_once), strict=True):
         share = x.shape[0] / query_x.shape[0]
-
-        def loss(theta: Params, w: Params, x: Tensor = x, y: Tensor = y, share: float = share) -> Tensor:
-            return share * query_loss(adapted_outputs(network, theta, w, x), y)
-
-        parts.append(gradient_and_value(loss, params, tangent, batched=work.batched))
+        part = (network, params, tangent, x, y, query_loss, share)
+        if work.compile:  # `torch.func`'s gradients: the compiler knows what can be freed.
+            parts.append(compiled(_query_gradient, *part, True))
+        else:
+            parts.append(_query_gradient(*part, work.batched))
     gradients, losses = zip(*parts, strict=True)
     of_query, v = zip(*gradients, strict=True)
     return sum(losses), add(of_query), add(v)
+
+
+def _query_gradient(network, params, tangent, x, y, query_loss, share, batched):
+    """The gradients, in theta and in w, of so large a share of the query loss, and its value."""
+
+    def loss(theta: Params, w: Params) -> Tensor:
+        return share * query_loss(adapted_outputs(network, theta, w, x), y)
+
+    return gradient_and_value(loss, params, tangent, batched=batched)
 
 
 def _query_part_apart(network, params, tangent, query_x, query_y, query_loss, work):

@@ -50,6 +50,7 @@ class MetaRKHSI(MetaLearner):
         adapt_steps: the paper uses 10.
         adapt_lr: step size of the gradient descent.
         tasks_per_chunk: tasks computed at once by vmap; None lets sizes and free memory decide.
+        compile: as for Meta-RKHS-II (ours), of Euler steps on the support's kernel.
         lr: meta learning rate.
     """
 
@@ -68,6 +69,7 @@ class MetaRKHSI(MetaLearner):
         adapt_steps: int = 10,
         adapt_lr: float = 0.1,
         tasks_per_chunk: int | None = None,
+        compile: bool = False,
         lr: float = 5e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)
@@ -83,6 +85,12 @@ class MetaRKHSI(MetaLearner):
         if step_cap is not None and not (step_cap > 0 and math.isfinite(step_cap)):
             raise ConfigError(f"method.step_cap must be a finite positive number, or null, but got {step_cap}.")
         check_inner_loop(adapt_steps, adapt_lr, "adapt_steps", "adapt_lr")
+        if compile and (energy != "euler" or euler_steps == 1):
+            raise ConfigError(
+                "method.compile=true needs method.energy=euler and method.euler_steps above 1, which work on a kernel, "
+                f"but got {energy} and {euler_steps}. Set method.compile=false."
+            )
+        self.compile_queries = compile
         self.energy = energy
         self.alpha = alpha
         self.euler_steps = euler_steps
@@ -109,6 +117,7 @@ class MetaRKHSI(MetaLearner):
                     tasks_per_chunk=plan.tasks,
                     pairs_at_once=plan.pairs,
                     queries_apart=plan.queries_apart,
+                    compile=self.compile_queries,
                 )
             except torch.linalg.LinAlgError as error:  # A decomposition of numbers that are not finite.
                 raise DivergenceError(

@@ -43,6 +43,9 @@ class MetaRKHSII(MetaLearner):
         tasks_per_chunk: tasks computed at once by vmap (ours); None lets sizes and free memory decide.
         pairs_at_once: pairs of an example and a direction worked on at once within a task (ours): bounds the memory of
             activations; None lets sizes and free memory decide.
+        compile: compile the query set's part of the meta-gradient, at the first step with each shape of query sets
+            (ours). Up to a minute each time, for shorter steps of some convolutional networks (docs/BENCHMARKS.md).
+            The full kernel only. Adaptation at test is not compiled.
         lr: the paper's meta learning rate is 0.01.
     """
 
@@ -61,6 +64,7 @@ class MetaRKHSII(MetaLearner):
         rank_tolerance: float = 1e-6,
         tasks_per_chunk: int | None = None,
         pairs_at_once: int | None = None,
+        compile: bool = False,
         lr: float = 1e-2,
     ) -> None:
         super().__init__(network, spec, lr=lr)
@@ -76,6 +80,9 @@ class MetaRKHSII(MetaLearner):
                 "method.kernel=trace needs a network whose examples do not depend on each other, but this one "
                 "normalises by the statistics of the batch. Use network.norm=group or none, or method.kernel=full."
             )
+        if kernel == "trace" and compile:
+            raise ConfigError("method.compile=true needs method.kernel=full: trace lacks the part that it compiles.")
+        self.compile_queries = compile
         self.how = ClosedForm(t, approximation, ridge, coupled, rank_tolerance, kernel)
         self.planner = Planner(
             tasks_per_chunk=tasks_per_chunk, pairs_at_once=pairs_at_once, coupled=coupled, outputs=spec.outputs
@@ -112,6 +119,7 @@ class MetaRKHSII(MetaLearner):
                 tasks_per_chunk=chunks.tasks,
                 pairs_at_once=chunks.pairs,
                 queries_apart=chunks.queries_apart,
+                compile=self.compile_queries,
             )
         self._reached = {"meta_gradient/tangents": float(tangents), "meta_gradient/left_out": left_out}
         return energy.with_gradient(loss, params, gradient)
