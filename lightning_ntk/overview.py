@@ -22,8 +22,8 @@ from lightning_ntk.comparison_table import (
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.figures import scores_over_tasks
 
-# Settings that read well behind their number: "5 shots".
-COUNTED = ("ways", "shots", "queries")
+# Settings that read well behind their number, "5 shots", and one of them.
+COUNTED = {"ways": "way", "shots": "shot", "queries": "query"}
 
 
 def compare_tasks(paths: Sequence[Path], baseline: str | None = None, out: Path | None = None) -> None:
@@ -65,9 +65,14 @@ def task_names(tasks: Sequence[dict[str, Any]]) -> list[str]:
     names = []
     for task in tasks:
         parts = [(key, task[key]) for key in differing if task.get(key) is not None]
-        words = [f"{v}" if k == "data" else f"{v} {k}" if k in COUNTED else f"{k} {v}" for k, v in parts]
-        names.append(", ".join(words) or "task")
+        names.append(", ".join(_words(key, value) for key, value in parts) or "task")
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _words(key: str, value: Any) -> str:
+    if key == "data":
+        return str(value)
+    return f"{value} {COUNTED[key] if value == 1 else key}" if key in COUNTED else f"{key} {value}"
 
 
 def overview(tasks: Sequence[str], metrics: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:

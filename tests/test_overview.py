@@ -27,7 +27,7 @@ def test_one_table_has_all_tasks(runs):
     compare.main([str(runs), "by_task=true", "baseline=maml"])
     lines = (runs / "overview.md").read_text().splitlines()
     assert lines[0] == (
-        "| method | 1 shots: accuracy, % | difference to baseline | 5 shots: accuracy, % | difference to baseline |"
+        "| method | 1 shot: accuracy, % | difference to baseline | 5 shots: accuracy, % | difference to baseline |"
     )
     assert lines[2:5] == [
         "| maml | 60.00 ± 8.00 | baseline | 80.00 ± 8.00 | baseline |",
@@ -35,7 +35,7 @@ def test_one_table_has_all_tasks(runs):
         "| reptile |  |  | 70.00 ± 0.00 | -10.00 ± 8.00 |",
     ]
     assert (runs / "overview.png").stat().st_size > 10_000
-    assert "maml" in (runs / "comparison_1_shots" / "comparison.md").read_text()
+    assert "maml" in (runs / "comparison_1_shot" / "comparison.md").read_text()
     assert "reptile" in (runs / "comparison_5_shots" / "comparison.md").read_text()
 
 
@@ -43,7 +43,7 @@ def test_seeds_are_one_row_and_a_task_without_the_baseline_has_no_differences(ru
     write_run("all/again", "maml", [0.7, 0.7, 0.8, 0.6], seed=1, **of_task("a"))
     compare_tasks([runs], "anil")
     lines = (runs / "overview.md").read_text().splitlines()
-    assert lines[0] == "| method | 1 shots: accuracy, % | difference to baseline | 5 shots: accuracy, % |"
+    assert lines[0] == "| method | 1 shot: accuracy, % | difference to baseline | 5 shots: accuracy, % |"
     assert lines[2].startswith("| maml, mean over 2 seeds | 65.00 ± ")
     assert lines[3] == "| anil seed 0 | 55.00 ± 5.66 | baseline |  |"
 
@@ -59,7 +59,7 @@ def test_accuracy_and_errors_share_a_table_but_no_figure(runs):
     write_run("all/sine", "maml", [0.25, 0.75], **sine, episodes={"test/mse": [0.25, 0.75]}, metrics={"test/mse": 0.5})
     compare_tasks([runs])
     lines = (runs / "overview.md").read_text().splitlines()
-    assert "| Sinusoid, 1 shots: mean squared error |" in lines[0]
+    assert "| Sinusoid, 1 shot: mean squared error |" in lines[0]
     assert not (runs / "overview.png").exists()
 
 
