@@ -129,11 +129,12 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
 
 
 def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[str]:
-    """Method names where they tell the runs apart, else with the seed, else with the folder."""
+    """Method names where they tell the runs apart, else with the seed, else with the folder where a method has several."""
+    methods = [result.method for result in results]
     for name in (
         lambda folder, result: result.method,
         lambda folder, result: f"{result.method} seed {result.seed}",
-        lambda folder, result: f"{result.method} {folder.name}",
+        lambda folder, result: f"{result.method} {folder.name}" if methods.count(result.method) > 1 else result.method,
         lambda folder, result: f"{result.method} {folder}",
     ):
         names = [name(folder, result) for folder, result in zip(folders, results, strict=True)]
