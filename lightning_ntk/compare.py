@@ -129,7 +129,7 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
 
 
 def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[str]:
-    """Method names where they tell the runs apart, else with the seed, else with the folder where a method has several."""
+    """Method names where they tell the runs apart, else with the seed, or the folder where a method has several."""
     methods = [result.method for result in results]
     for name in (
         lambda folder, result: result.method,
