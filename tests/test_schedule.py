@@ -2,6 +2,7 @@
 
 import csv
 import math
+import signal
 
 import pytest
 from test_resume import check_equal, parameters
@@ -31,7 +32,7 @@ def test_a_run_that_is_taken_up_goes_on_along_the_curve(monkeypatch):
 
     def stop(self, trainer, *args):
         if trainer.global_step == 5:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         schedule(self, trainer, *args)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
