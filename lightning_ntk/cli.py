@@ -4,6 +4,8 @@ import importlib
 import sys
 from collections.abc import Callable
 
+from lightning_ntk.allocation import keep_freed_memory
+
 COMMANDS = {
     "train": "train one method on one data set and test it",
     "evaluate": "test a finished run again, with other ways, shots, data or test-time settings",
@@ -41,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         from lightning_ntk.cli_arguments import parse_command
 
         return guarded(lambda: parse_command(name, rest))
+    keep_freed_memory()
     return guarded(lambda: importlib.import_module(f"lightning_ntk.{MODULES.get(name, name)}").main(rest))
 
 

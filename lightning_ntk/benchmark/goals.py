@@ -37,6 +37,8 @@ def figures(tables: Sequence[Table], settings: Settings) -> list[Figure]:
             found += _kernel(table, goals)
         elif table.name.startswith("steps"):
             found += _steps(table, goals if table.name == "steps" else {})
+        elif table.name.startswith("compiled"):
+            found += _compiled(table)
         elif table.name == "memory":
             value = quotient(table.row(steps.RKHS_II).mib, table.row(steps.MAML).mib)
             found.append(Figure("Peak memory: Meta-RKHS-II over MAML, one task", value, goals.get("memory")))
@@ -90,6 +92,16 @@ def _steps(table: Table, goals: dict[str, float]) -> list[Figure]:
         note = f"{operations:.2f} x its operations" if operations else a.note if a.seconds is None else b.note
         what = f"Meta-step, norm={norm}: {ours} over {theirs.removeprefix('learn2learn ')}"
         found.append(Figure(what, quotient(a.seconds, b.seconds), goals.get(key), note=note))
+    return found
+
+
+def _compiled(table: Table) -> list[Figure]:
+    norm = table.title.rpartition("=")[2]
+    found = []
+    for name, compiled in steps.COMPILED.items():
+        value = quotient(table.row(compiled).seconds, table.row(name).seconds)
+        what = f"Meta-step, norm={norm}: {name} compiled over uncompiled"
+        found.append(Figure(what, value, note=table.row(compiled).note))
     return found
 
 

@@ -16,6 +16,7 @@ TABLES = {
     "shots": "growth of the meta-step from `shots` to 5 x `shots`",
     "batch": "time a task over the size of the meta-batch",
     "norms": "the meta-steps under the normalisations of `norms`, as information",
+    "compiled": "meta-steps under the normalisations of `norms` with method.compile=true beside those without",
     "attacks": "PGD in passes of the model, and SimBA on all queries at once beside one at a time",
     "resnet12": "time and memory of Meta-RKHS-II on ResNet-12",
     "scaling": "one training by two processes beside one, and what a sweep adds to a job",
@@ -33,7 +34,8 @@ tables and writes benchmark.md and benchmark.json. `make peers` installs neural-
   tables={tables}
                       which tables, joined by commas:
 {table_lines}
-  norms=group         normalisations of the table `norms`: group, batch or both (batch takes minutes on a CPU)
+  norms=group         normalisations of the tables `norms` and `compiled`: group, batch or both (batch takes minutes
+                      on a CPU)
   repeats=7           repetitions of each work; a slow one gets fewer, see limit_s
   limit_s=60          seconds that one work's repetitions may take together
   tasks=              tasks of a meta-step; default 1 on a CPU, 16 on a GPU
@@ -86,7 +88,7 @@ class Settings:
 
 
 QUICK = {
-    "tables": tuple(name for name in TABLES if name not in ("norms", "resnet12", "scaling")),
+    "tables": tuple(name for name in TABLES if name not in ("norms", "compiled", "resnet12", "scaling")),
     "repeats": 2,
     "shots": 1,
     "queries": 2,
@@ -125,7 +127,7 @@ def parse_settings(words: Sequence[str]) -> Settings:
             given[key] = _value(key, text)
     tasks = {"tasks": 16} if given.get("device") == "cuda" and not given.get("quick") else {}
     settings = Settings(**{**tasks, **(QUICK if given.get("quick") else {}), **given})
-    if settings.filters % 8 and ("norms" in settings.tables and "group" in settings.norms):
+    if settings.filters % 8 and {"norms", "compiled"} & {*settings.tables} and "group" in settings.norms:
         raise ConfigError(f"filters={settings.filters} is no multiple of 8, which norms=group needs.")
     return settings
 

@@ -20,11 +20,12 @@ META_LR = 1e-3
 
 RKHS_I, RKHS_II, RKHS_II_INF = "Meta-RKHS-I", "Meta-RKHS-II", "Meta-RKHS-II, t = inf"
 MAML, FOMAML = "learn2learn MAML", "learn2learn FOMAML"
+COMPILED = {name: f"{name}, compiled" for name in (RKHS_II, RKHS_I)}
 PASS = "forward and backward, all images"
 
 
-def make_step(name: str, problem: Problem) -> Work:
-    """The meta-step of a method, by its name above, as a work on the problem's tasks."""
+def make_step(name: str, problem: Problem, *, compile: bool = False) -> Work:
+    """The meta-step of a method, by its name above, as a work on the problem's tasks. `compile` is for our own."""
     if name == PASS:
         return _work(name, problem, network := copy.deepcopy(problem.network), _plain_pass(network, problem))
     if name in (MAML, FOMAML):
@@ -36,7 +37,7 @@ def make_step(name: str, problem: Problem) -> Work:
         return _work(name, problem, learner, _learn2learn_loss(learner, problem))
     # The ridge is for kernels without full rank, which have no t = inf; it changes no cost.
     settings = {"t": float("inf"), "ridge": 1e-6} if name == RKHS_II_INF else {}
-    method = problem.method("meta_rkhs_i" if name == RKHS_I else "meta_rkhs_ii", **settings)
+    method = problem.method("meta_rkhs_i" if name == RKHS_I else "meta_rkhs_ii", compile=compile, **settings)
 
     def backward() -> None:
         method.meta_loss(problem.episodes).backward()

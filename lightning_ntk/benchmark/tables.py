@@ -11,7 +11,7 @@ from lightning_ntk.benchmark import kernels, steps
 from lightning_ntk.benchmark.attacks import attacks_table
 from lightning_ntk.benchmark.counting import Operations, count_all
 from lightning_ntk.benchmark.data import data_table
-from lightning_ntk.benchmark.measure import Report, Work, interleave
+from lightning_ntk.benchmark.measure import FAILURES, Report, Work, interleave, once
 from lightning_ntk.benchmark.memory import measure_memory
 from lightning_ntk.benchmark.peers import neural_tangents
 from lightning_ntk.benchmark.problem import make_problem
@@ -72,6 +72,29 @@ def steps_table(settings: Settings, report: Report, norm: str = "none") -> Table
     rows = timed_rows(works, timings, steps.PASS, counts)
     title = f"Meta-steps, {settings.tasks} tasks at once" if settings.tasks > 1 else "Meta-steps, one task"
     return Table("steps" if norm == "none" else f"steps_{norm}", f"{title}, norm={norm}", steps.PASS, rows)
+
+
+def compiled_table(settings: Settings, report: Report, norm: str) -> Table:
+    """Our meta-steps, compiled and not, on the same weights and tasks."""
+    problem = make_problem(settings, norm=norm)
+    works = []
+    for name in (steps.RKHS_II, steps.RKHS_I):
+        compiled = dataclasses.replace(steps.make_step(name, problem, compile=True), name=steps.COMPILED[name])
+        works += [steps.make_step(name, problem), _first_step_noted(compiled, settings.device, report)]
+    timings = interleave(works, settings.repeats, settings.limit_s, settings.device, report)
+    rows = timed_rows(works, timings, steps.RKHS_II)
+    title = f"Meta-steps with method.compile, {settings.tasks} tasks, norm={norm}"
+    return Table(f"compiled_{norm}", title, steps.RKHS_II, rows)
+
+
+def _first_step_noted(work: Work, device: str, report: Report) -> Work:
+    """A work whose note says how long its first run took, which compiles; one that fails says so in its warm-up."""
+    report(f"{work.name}: compiling")
+    try:
+        seconds = once(work, device) * work.tasks
+    except FAILURES:
+        return work
+    return dataclasses.replace(work, note=f"the first step, which compiles, took {seconds:.0f} s")
 
 
 def memory_table(settings: Settings, report: Report) -> Table:
@@ -151,6 +174,8 @@ def measure_tables(settings: Settings, report: Report, versions: dict[str, str])
                 yield kernel_table(settings, prefixed, versions, settings.tasks)
         elif name == "norms":
             yield from (steps_table(settings, prefixed, norm) for norm in settings.norms)
+        elif name == "compiled":
+            yield from (compiled_table(settings, prefixed, norm) for norm in settings.norms)
         elif name == "scaling":
             yield from scaling_tables(settings, prefixed)
         else:

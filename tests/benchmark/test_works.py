@@ -1,6 +1,7 @@
 """What is measured is what it is called: kernels against a naive one, steps that learn, memory that is there."""
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from reference import dense_jacobian
 
 from lightning_ntk.benchmark import kernels, steps
+from lightning_ntk.benchmark.goals import figures
 from lightning_ntk.benchmark.memory import measure_memory, probe
 from lightning_ntk.benchmark.peers import IMPLEMENTATIONS, NeuralTangents, find_python, neural_tangents, to_numpy
 from lightning_ntk.benchmark.problem import make_problem
 from lightning_ntk.benchmark.settings import QUICK, Settings
+from lightning_ntk.benchmark.tables import measure_tables
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import functional
 
@@ -89,6 +92,41 @@ def test_the_settings_of_a_method_are_those_of_its_yaml(problem):
     assert problem.method("meta_rkhs_ii").how.t == 10.0
     assert problem.method("meta_rkhs_ii", t=float("inf")).how.t == float("inf")
     assert problem.method("meta_rkhs_i").energy == "euler"
+
+
+def test_compiled_steps_stand_beside_the_same_uncompiled(monkeypatch):
+    compiled = []
+
+    def compile_nothing(function):
+        compiled.append(function)
+        return function
+
+    monkeypatch.setattr("lightning_ntk.energy.compiled._compiled", compile_nothing)
+    (table,) = measure_tables(dataclasses.replace(SMALL, tables=("compiled",)), say, {})
+    assert compiled
+    assert [row.work for row in table.rows] == [
+        "Meta-RKHS-II",
+        "Meta-RKHS-II, compiled",
+        "Meta-RKHS-I",
+        "Meta-RKHS-I, compiled",
+    ]
+    assert all(len(row.rounds) == 2 for row in table.rows)
+    assert ["compiles" in row.note for row in table.rows] == [False, True, False, True]
+    found = figures([table], SMALL)
+    assert [figure.value for figure in found] == [b.seconds / a.seconds for a, b in (table.rows[:2], table.rows[2:])]
+    assert "norm=group: Meta-RKHS-II compiled over uncompiled" in found[0].what
+
+
+def test_a_step_that_cannot_be_compiled_says_so(monkeypatch):
+    def fail(function, network, *args):
+        raise ConfigError("no compiler")
+
+    monkeypatch.setattr("lightning_ntk.energy.meta_rkhs_ii.compiled", fail)
+    (table,) = measure_tables(dataclasses.replace(SMALL, tables=("compiled",)), say, {})
+    assert table.rows[0].seconds
+    assert table.rows[1].seconds is None
+    assert "no compiler" in table.rows[1].note
+    assert figures([table], SMALL)[0].value is None
 
 
 def test_learn2learn_takes_five_inner_steps_and_second_order_only_in_maml(problem):

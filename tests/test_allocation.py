@@ -1,0 +1,44 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lightning_ntk import allocation
+
+# Blocks like the activations of a step, again and again: page faults of the last rounds.
+ROUNDS = """
+import resource, sys
+import torch
+from lightning_ntk.allocation import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+for number in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(5 * 2**20) for _ in range(6)]
+    del blocks
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_memory_that_was_freed_needs_no_new_pages():
+    def faults(mode):
+        command = [sys.executable, "-W", "ignore", "-c", ROUNDS, mode]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("kept") < 100
+    assert faults("default") > 1000, "120 MiB in pages of 4 KiB, or nothing is gained by keeping them"
+
+
+def test_the_users_choice_is_kept(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not allocation.keep_freed_memory()
+
+
+def test_another_allocator_is_left_alone(monkeypatch):
+    monkeypatch.setattr("lightning_ntk.allocation.ctypes.CDLL", lambda name: object())
+    assert not allocation.keep_freed_memory()
