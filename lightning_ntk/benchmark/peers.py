@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_ntk.allocation import ENVIRONMENT
 from lightning_ntk.benchmark.measure import Report, Work
 from lightning_ntk.benchmark.problem import Problem
 from lightning_ntk.benchmark.settings import Settings
@@ -63,10 +65,10 @@ class NeuralTangents:
         np.savez(folder / "input.npz", **to_numpy(problem))
         threads = str(settings.threads or torch.get_num_threads())
         command = [str(python), "-I", str(SCRIPT), str(folder), settings.device, threads]
+        environment = {**ENVIRONMENT, **os.environ}  # Both processes keep what they free.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with (folder / "stderr").open("w") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-            )
+            self.process = subprocess.Popen(command, stderr=errors, env=environment, **pipes)
         try:
             self.versions: dict[str, str] = self._answer()["versions"]
         except BaseException:

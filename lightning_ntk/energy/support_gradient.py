@@ -10,6 +10,7 @@
   each example along tangents of its own, are exact whatever the rank.
 """
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -85,20 +86,20 @@ def support_gradient(network: Network, params: Params, x: Tensor, terms: Support
         outputs = terms.a.shape[0] // n
         basis = torch.eye(n * outputs, dtype=terms.a.dtype, device=x.device).unflatten(0, (n, outputs))  # [n, C, n C]
         pieces = zip(in_chunks(x, work.at_once(outputs)), in_chunks(basis, work.at_once(outputs)), strict=True)
-        parts = [
+        parts = (
             along_own(network, params, some, terms.right(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]), work)
             for some, rows in pieces
-        ]
+        )
     else:
-        tangents, cotangents = terms.right(terms.left), terms.left.unflatten(1, (n, -1))
         if work.coupled:  # All examples along a few tangents at a time.
-            zs, us = in_chunks(tangents, work.at_once(n)), in_chunks(cotangents, work.at_once(n))
-            pieces = [(x, z, u) for z, u in zip(zs, us, strict=True)]
+            lefts = in_chunks(terms.left, work.at_once(n))
+            pieces = ((x, terms.right(some), some.unflatten(1, (n, -1))) for some in lefts)
         else:  # A few examples along all tangents at a time.
+            tangents, cotangents = terms.right(terms.left), terms.left.unflatten(1, (n, -1))
             xs, us = in_chunks(x, work.at_once(vectors)), in_chunks(cotangents, work.at_once(vectors), dim=1)
-            pieces = [(some, tangents, u) for some, u in zip(xs, us, strict=True)]
-        parts = [_along_shared(network, params, *piece, work) for piece in pieces]
-    return add([unflatten(-(terms.b @ terms.jacobian), params), *parts])
+            pieces = ((some, tangents, u) for some, u in zip(xs, us, strict=True))
+        parts = (_along_shared(network, params, *piece, work) for piece in pieces)
+    return add(itertools.chain([unflatten(-(terms.b @ terms.jacobian), params)], parts))
 
 
 def _along_shared(

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,9 @@ def unflatten(vector: Tensor, like: Params) -> Params:
     return {name: piece.view_as(p) for (name, p), piece in zip(like.items(), pieces, strict=True)}
 
 
-def add(summands: Sequence[Params]) -> Params:
-    """The sum of parameter-shaped tensors."""
-    return {name: sum(s[name] for s in summands[1:]) + summands[0][name] for name in summands[0]}
+def add(summands: Iterable[Params]) -> Params:
+    """The sum of parameter-shaped tensors; one summand of an iterator is in memory at a time."""
+    return functools.reduce(lambda total, more: {name: total[name] + more[name] for name in total}, summands)
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
@@ -151,20 +151,33 @@ class Jacobian:
         return self._rows_and_outputs(some, pairs_at_once)[0]
 
     def dense(self, pairs_at_once: int | None = None) -> Tensor:
-        """The whole Jacobian `[n, C, P]`; see `rows`."""
+        """The whole Jacobian `[n, C, P]`; see `rows`. It is in memory once, beside the part that is worked on."""
         if self.coupled:
-            rows = self.rows(pairs_at_once=pairs_at_once)
-        else:
-            rows, self.outputs = self._rows_and_outputs(self.x, pairs_at_once)
-        return flatten(rows, batch_dims=2)
+            parts = in_chunks(self._cotangents(0, self.x.shape[0]), _groups(pairs_at_once, self.x.shape[0]))
+            found = _gathered((flatten(vmap(self.vjp)(part), batch_dims=1) for part in parts), self.outputs.numel())
+            return found.unflatten(0, self.outputs.shape)
+        outputs = []
 
-    def _rows_of_the_batch(self, start: int, count: int, pairs_at_once: int | None) -> Params:
-        """Rows of coupled examples: one cotangent each, 1 at its own output and 0 at all others of the batch."""
+        def rows_of(part: Tensor) -> Tensor:
+            rows, outputs_of_part = self._rows_and_outputs(part, pairs_at_once)
+            outputs.append(outputs_of_part)
+            return flatten(rows, batch_dims=2)
+
+        whole = _gathered(map(rows_of, in_chunks(self.x, pairs_at_once)), self.x.shape[0])
+        self.outputs = torch.cat(outputs)
+        return whole
+
+    def _cotangents(self, start: int, count: int) -> Tensor:
+        """Of each output of coupled examples from `start`: 1 there, 0 at all others of the batch. `[count C, n, C]`."""
         n, outputs = self.outputs.shape
         rows = torch.eye(n * outputs, dtype=self.outputs.dtype, device=self.x.device)
-        cotangents = rows[start * outputs : (start + count) * outputs].unflatten(1, (n, outputs))
-        found = vmap(self.vjp, chunk_size=_groups(pairs_at_once, n))(cotangents)
-        return {name: part.unflatten(0, (-1, outputs)) for name, part in found.items()}
+        return rows[start * outputs : (start + count) * outputs].unflatten(1, (n, outputs))
+
+    def _rows_of_the_batch(self, start: int, count: int, pairs_at_once: int | None) -> Params:
+        """Rows of coupled examples, one cotangent each."""
+        cotangents = self._cotangents(start, count)
+        found = vmap(self.vjp, chunk_size=_groups(pairs_at_once, self.x.shape[0]))(cotangents)
+        return {name: part.unflatten(0, (count, -1)) for name, part in found.items()}
 
     def _rows_and_outputs(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor]:
         """Rows of examples that are not coupled, and their outputs `[n, C]`."""
@@ -183,6 +196,21 @@ class Jacobian:
             return vmap(lambda cotangent: pullback(cotangent)[0])(basis), output
 
         return vmap(of_one, chunk_size=_groups(pairs_at_once, self.output_count))(x)
+
+
+def _gathered(parts: Iterable[Tensor], count: int) -> Tensor:
+    """The concatenation of parts of `count` rows in all; each goes to its place before the next is made."""
+    whole, start = None, 0
+    for part in parts:
+        if part.shape[0] == count:
+            return part
+        if part.requires_grad or is_functorch_wrapped_tensor(part):  # No writing into place there.
+            return torch.cat([part, *parts])
+        if whole is None:
+            whole = part.new_empty(count, *part.shape[1:])
+        whole[start : start + part.shape[0]] = part
+        start += part.shape[0]
+    return whole
 
 
 def _groups(pairs: int | None, group: int) -> int | None:
