@@ -19,7 +19,7 @@ ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES), "MALLOC_MMAP_THRESHOLD
 def keep_freed_memory() -> bool:
     """Ask glibc to keep what is freed; whether it does. Another allocator is left alone, and so is the user's choice.
 
-    A choice is any of the variables of `ENVIRONMENT`, set before the process started.
+    A choice is any of the variables of `ENVIRONMENT`.
     """
     if not ENVIRONMENT.keys().isdisjoint(os.environ):
         return False

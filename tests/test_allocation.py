@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lightning_ntk import allocation
+from lightning_ntk import allocation, cli
 
 # Blocks like the activations of a step, again and again: page faults of the last round.
 ROUNDS = """
@@ -38,3 +38,10 @@ def test_the_users_choice_is_kept(monkeypatch):
 def test_another_allocator_is_left_alone(monkeypatch):
     monkeypatch.setattr("lightning_ntk.allocation.ctypes.CDLL", lambda name: object())
     assert not allocation.keep_freed_memory()
+
+
+def test_every_command_runs_with_it(monkeypatch):
+    called = []
+    monkeypatch.setattr("lightning_ntk.cli.keep_freed_memory", lambda: called.append(True))
+    cli.main(["benchmark", "--help"])
+    assert called

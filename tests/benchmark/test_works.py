@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from reference import dense_jacobian
 
+from lightning_ntk.allocation import ENVIRONMENT
 from lightning_ntk.benchmark import kernels, steps
 from lightning_ntk.benchmark.goals import figures
 from lightning_ntk.benchmark.memory import measure_memory, probe
@@ -232,6 +233,13 @@ while read command name; do
   esac
 done
 """
+
+
+def test_the_peer_keeps_freed_memory_as_this_process_does(problem):
+    text = """echo "{\\"versions\\": {\\"trim\\": \\"$MALLOC_TRIM_THRESHOLD_\\"}}"; cat > /dev/null"""
+    found = NeuralTangents(fake_peer(text), problem, Settings(**QUICK), Path.cwd())
+    found.stop()
+    assert found.versions == {"trim": ENVIRONMENT["MALLOC_TRIM_THRESHOLD_"]}
 
 
 def test_the_peer_is_asked_in_turns_and_what_it_cannot_do_is_a_note(problem):
