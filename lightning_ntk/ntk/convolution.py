@@ -10,7 +10,6 @@ GPU they are folded into the images, the channels or the groups of a single conv
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -35,7 +34,8 @@ class Geometry:
 
     def backward(self, cotangent: Tensor, x: Tensor, weight: Tensor, of_x: bool, groups: int = 1) -> Tensor:
         settings = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups * groups)
-        gradients = torch.ops.aten.convolution_backward(cotangent, x, weight, None, *settings, (of_x, not of_x, False))
+        wanted = (of_x, not of_x, False)
+        gradients = torch.ops.aten.convolution_backward.default(cotangent, x, weight, None, *settings, wanted)
         return gradients[0] if of_x else gradients[1]
 
     def image_shape(self, x: torch.Size, weight: torch.Size) -> tuple[int, int, int, int]:
@@ -260,12 +260,17 @@ def _each(function: Callable, *tensors: Tensor) -> Tensor:
     lead = torch.broadcast_shapes(*(t.shape[:-AXES] for t in tensors))
     if not lead:
         return function(*map(_channels_last, tensors))
-    expanded = [t.expand(*lead, *t.shape[-AXES:]) for t in tensors]
-    results = []
-    for index in itertools.product(*map(range, lead)):
-        part = function(*(_channels_last(t[index]) for t in expanded))
-        results.append(part.movedim(1, -1))
+    each = zip(*(_unbound(t.expand(*lead, *t.shape[-AXES:])) for t in tensors), strict=True)
+    results = [function(*map(_channels_last, parts)).movedim(1, -1) for parts in each]
     return torch.stack(results).movedim(-1, 2).unflatten(0, lead)
+
+
+def _unbound(tensor: Tensor) -> list[Tensor]:
+    """The tensors of 4 axes at each index of the leading axes."""
+    parts = [tensor]
+    for _ in tensor.shape[:-AXES]:
+        parts = [part for longer in parts for part in longer.unbind()]
+    return parts
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
