@@ -14,7 +14,9 @@ SOURCE = "ood/source/accuracy"
 CONDITION_NUMBER = "ntk/condition_number"
 EFFECTIVE_RANK = "ntk/effective_rank"
 
-ROBUST = re.compile(r"adversarial(?P<support>_support)?/(?P<attack>[^/]+)/eps_(?P<eps>[^/]+)/accuracy")
+ROBUST = re.compile(
+    r"adversarial(?P<support>_support)?/(?P<attack>[^/]+)/eps_(?P<eps>\d+(?:\.\d+)?(?:e[+-]?\d+)?)/accuracy"
+)
 WITHOUT_EPS = re.compile(r"adversarial/(?P<attack>[^/]+)/accuracy")
 MASKING = re.compile(r"adversarial/masking/(?P<sign>[^/]+)(?<!_ci95)")
 SHIFTED = re.compile(r"ood/(?P<corrupted>corrupted_)?(?P<target>[^/]+)/accuracy")
@@ -32,10 +34,9 @@ def robust_names(names: Iterable[str]) -> dict[str, dict[float, str]]:
     found: dict[str, dict[float, str]] = {}
     for name in names:
         match = ROBUST.fullmatch(name)
-        eps = _number(match["eps"]) if match else None
-        if eps is not None:
+        if match:
             attack = match["attack"] + (" on the support" if match["support"] else "")
-            found.setdefault(attack, {})[eps] = name
+            found.setdefault(attack, {})[float(match["eps"])] = name
     return {attack: dict(sorted(found[attack].items())) for attack in sorted(found, key=_weight)}
 
 
@@ -73,10 +74,3 @@ def is_l2(attack: str) -> bool:
 def _weight(attack: str) -> tuple[bool, bool, bool, bool, str]:
     """Sorts attacks: PGD in the l-infinity norm first; then others, the support's and noise, which is no attack."""
     return "noise" in attack, "support" in attack, not attack.startswith("pgd"), is_l2(attack), attack
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

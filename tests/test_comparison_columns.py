@@ -103,13 +103,14 @@ def test_what_names_say():
         "adversarial/pgd_linf/eps_8/accuracy",
         "adversarial/pgd_linf/eps_8/accuracy_ci95",
         "adversarial/pgd_linf/eps_x/accuracy",
+        "adversarial/pgd_linf/eps_1e-05/accuracy",
         "adversarial/square/eps_8/queries",
         "ood/corrupted_blur/severity_3/accuracy",
         "ood/corrupted_blur/accuracy",
         "ood/cub/drop",
     ]
     assert {attack: list(strengths) for attack, strengths in robust_names(names).items()} == {
-        "pgd_linf": [8.0, 16.0],
+        "pgd_linf": [1e-5, 8.0, 16.0],
         "pgd_l2": [0.5],
     }
     assert shifted_names(names) == {}
