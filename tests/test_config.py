@@ -40,12 +40,12 @@ def test_misspelt_overrides_get_the_nearest_name(override, message):
 
 
 def test_sine_waves_select_the_mlp_and_their_recipe_unless_told_otherwise():
-    config = compose_config("train", ["data=sinusoid"])
+    config = compose_config("train", ["method=maml", "data=sinusoid"])
     assert config.network._target_.endswith("MLP")
-    assert config.method.t == 100
-    assert compose_config("train", ["data=sinusoid", "method.t=7"]).method.t == 7
+    assert config.method.inner_lr == 0.01
+    assert compose_config("train", ["method=maml", "data=sinusoid", "method.inner_lr=7"]).method.inner_lr == 7
     assert compose_config("train", ["data=sinusoid", "network=conv4"]).network._target_.endswith("Conv4")
-    assert compose_config("train", ["data=glyphs"]).method.t == 10
+    assert compose_config("train", ["method=maml", "data=glyphs"]).method.inner_lr == 0.1
 
 
 def test_several_callbacks_are_chosen_in_a_list_and_the_last_list_counts():

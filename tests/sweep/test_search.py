@@ -200,7 +200,7 @@ def test_what_was_found_is_a_recipe_that_a_run_takes_before_that_of_conf(tmp_pat
     assert config.method.inner_lr == 0.01, "the recipe that was in force is left behind"
     assert OmegaConf.to_container(config.network.hidden) == [7, 8]
     assert compose_config("train", ["method=maml", "data=sinusoid", "method.lr=5"], str(tmp_path)).method.lr == 5
-    assert compose_config("train", ["method=maml", "data=sinusoid"]).method.lr == 1e-3
+    assert compose_config("train", ["method=maml", "data=sinusoid"]).method.lr == 3e-2
     assert groups([tmp_path])["recipe"]["maml_sinusoid"] == "Found for a test."
 
 
