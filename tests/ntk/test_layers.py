@@ -28,9 +28,8 @@ def on_small_images(monkeypatch):
 
 @pytest.fixture(params=["loops", "groups"])
 def leading_axes(request, monkeypatch):
-    # The form for GPUs is plain tensor algebra, so it can be checked on a CPU.
-    if request.param == "groups":
-        monkeypatch.setattr(convolution, "_loops", lambda tensor: False)
+    # Both are plain tensor algebra, for images of any size: the form for GPUs can be checked on a CPU.
+    monkeypatch.setattr(convolution, "_loops", lambda tensor: request.param == "loops")
 
 
 def problem(shape, pool):
@@ -88,3 +87,10 @@ def test_the_engine_takes_over_only_inside_its_context_and_only_what_it_serves(m
         monkeypatch.setattr(layers, "SMALLEST_IMAGE", 37)
         F.conv2d(x, weight, padding=1)
         assert calls == ["convolve"]
+
+
+def test_leading_axes_keep_their_order(leading_axes):
+    x, weight = torch.randn(2, 1, 1, 3, 6, 6), torch.randn(1, 3, 2, 3, 3, 3)
+    result = convolution.convolve(x, weight, None, convolution.geometry_of(1, 1, 1, 1))
+    expected = [[F.conv2d(images, w, padding=1) for w in weight[0]] for images in x[:, 0]]
+    torch.testing.assert_close(result, torch.stack([torch.stack(row) for row in expected]))
