@@ -18,11 +18,11 @@ from lightning_ntk.results import write_results
 from lightning_ntk.run import Run
 from lightning_ntk.run_folder import Checkpoint
 from lightning_ntk.run_folder_names import EVALUATIONS_FOLDER
+from lightning_ntk.top_level import check_top_level
 from lightning_ntk.train import (
     build_callbacks,
     build_data,
     build_method,
-    check_top_level,
     check_ways,
     prepare_callbacks,
     quiet,

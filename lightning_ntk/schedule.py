@@ -5,8 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-SCHEDULES = ("constant", "cosine")
-
 
 class CosineSchedule(pl.Callback):
     """Sets the optimiser's learning rate before each meta-step, and logs it as `train/lr`.

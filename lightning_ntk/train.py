@@ -27,7 +27,8 @@ from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, package_v
 from lightning_ntk.run import Run
 from lightning_ntk.run_folder import Checkpoint
 from lightning_ntk.run_folder_names import RUN_FOLDER_VARIABLE
-from lightning_ntk.schedule import SCHEDULES, CosineSchedule
+from lightning_ntk.schedule import CosineSchedule
+from lightning_ntk.top_level import check_steps, check_top_level
 from lightning_ntk.tracking import CsvMetrics
 from lightning_ntk.trainer import build_trainer, check_precision
 from lightning_ntk.wandb_run import WandbRun, check_wandb
@@ -154,37 +155,6 @@ def fit_and_test(
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------
-
-
-def check_top_level(config: DictConfig) -> None:
-    """Raise `ConfigError` for settings beside the groups that are of another type or out of range."""
-    for key in ("steps", "val_every"):
-        if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 1:
-            raise ConfigError(f"{key} must be a whole number of at least 1, but got {config[key]!r}.")
-    # As far as numpy's global generator takes it.
-    if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed must be a whole number from 0 to {2**32 - 1}, but got {config.seed!r}.")
-    if not isinstance(config.test, bool):
-        raise ConfigError(f"test must be true or false, but got {config.test!r}.")
-    if config.test_checkpoint not in ("best", "last"):
-        raise ConfigError(f"test_checkpoint must be 'best' or 'last', but got {config.test_checkpoint!r}.")
-    if config.lr_schedule not in SCHEDULES:
-        raise ConfigError(f"lr_schedule must be one of {', '.join(SCHEDULES)}, but got {config.lr_schedule!r}.")
-
-
-def check_steps(config: DictConfig) -> None:
-    """Raise `ConfigError` for step counts that make no whole number of meta-epochs."""
-    if config.steps % config.val_every:
-        below = [d for d in range(1, config.val_every) if config.steps % d == 0][-1]
-        raise ConfigError(
-            f"steps={config.steps} is no multiple of val_every={config.val_every}: use val_every={below}, or "
-            f"steps={config.steps // config.val_every * config.val_every or config.val_every}."
-        )
-    if config.data.get("steps_per_epoch") not in (None, config.val_every):
-        raise ConfigError(
-            f"data.steps_per_epoch={config.data.steps_per_epoch} differs from val_every={config.val_every}, which it "
-            "must follow (steps_per_epoch: ${val_every} in the YAML of a data set). Set val_every."
-        )
 
 
 def check_continues(checkpoint: Checkpoint, config: DictConfig) -> None:

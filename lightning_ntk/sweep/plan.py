@@ -11,9 +11,13 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.overrides import key_of
 from lightning_ntk.sweep.job import TEMPORARY_STATE_FILE, TRAIN, Job, Needs, has_result, read_state, result_error
 from lightning_ntk.sweep.start import LOCK_FILE, STATE_FILE, clear, is_locked
+from lightning_ntk.top_level import check_steps, check_top_level
 
-# Settings beside the groups that decide what a job needs.
-DECIDE_NEEDS = ("steps", "test", "trainer.devices", "trainer.num_nodes", "trainer.accelerator")
+# Settings beside the groups that decide what a job needs, or that are checked before one starts.
+DECIDE_NEEDS = (
+    *("steps", "val_every", "test", "test_checkpoint", "lr_schedule"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.accelerator"),
+)
 
 
 def make_jobs(
@@ -26,7 +30,7 @@ def make_jobs(
         known: the groups and their choices.
 
     Raises:
-        ConfigError: a key or a choice does not exist, or a setting of a job's size is no number.
+        ConfigError: a key or a choice does not exist, or a setting beside the groups is of another type or range.
     """
     # Jobs that differ in plain values alone have the same keys: one composition, a tenth of a second, is for them all.
     composed: dict[tuple[str, ...], Needs] = {}
@@ -40,7 +44,9 @@ def make_jobs(
 
 
 def needs_of(config: DictConfig) -> Needs:
-    """What a job of this config needs."""
+    """What a job of this config needs; `ConfigError` for settings with which it would end at once."""
+    check_top_level(config)
+    check_steps(config)
     trainer = config.trainer
     nodes = trainer.get("num_nodes", 1)
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
@@ -49,8 +55,8 @@ def needs_of(config: DictConfig) -> Needs:
         devices=count_devices(trainer.get("devices", 1)),
         nodes=nodes,
         cpu=trainer.get("accelerator") == "cpu",
-        steps=config.steps if isinstance(config.steps, int) else 0,
-        tests=config.test is not False,
+        steps=config.steps,
+        tests=config.test,
     )
 
 

@@ -220,6 +220,21 @@ def test_what_a_job_needs_is_read_from_its_composed_config(tmp_path):
     assert first.arguments()[-3:] == ["steps=100", "trainer.devices=2", "trainer.enable_progress_bar=false"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["steps=abc"], "steps must be a whole number of at least 1, but got 'abc'"),
+        (["steps=5,6", "val_every=5"], "steps=6 is no multiple of val_every=5"),
+        (["test=maybe"], "test must be true or false"),
+        (["lr_schedule=constant,linear"], "lr_schedule must be one of constant, cosine, but got 'linear'"),
+    ],
+)
+def test_a_setting_with_which_a_job_would_end_at_once_is_found_before_any_starts(words, message, capsys):
+    assert cli.main(["sweep", "seed=0,1", "out=o", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("o").exists()
+
+
 @pytest.mark.parametrize(("module", "setting"), [("ray", "launcher=ray"), ("submitit", "launcher=slurm")])
 def test_a_missing_extra_is_named_with_its_install_line(module, setting, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
