@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,12 @@ from lightning_ntk.paths import as_path
 from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
 from lightning_ntk.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
 
-# Settings that may differ between the runs of one mean: where a run lies and what it reports to.
-OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
+# Settings that may differ between the runs of one mean: where a run lies, what it reports to, what it runs on.
+OF_ONE_RUN = {
+    None: ("seed", "run_dir", "ckpt", "logger", "callbacks"),
+    "data": ("seed", "num_workers", "cache_dir"),
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
+}
 
 SETTINGS = ("baseline", "by_task", "out")
 
@@ -48,11 +53,15 @@ def main(argv: list[str] | None = None) -> None:
     for word in words:
         key, is_option, value = word.partition("=")
         if is_option and not Path(word).exists():
+            if not key.isidentifier():
+                raise ConfigError(f"{word} is not a folder. Give run folders, or a folder of runs.")
             if key not in SETTINGS:
                 raise ConfigError(f"compare has no setting {key!r}.{nearest_name(key, SETTINGS)}")
             options[key] = value
         else:
             paths.append(as_path(word, "RUN"))
+    if options.get("baseline") == "":
+        raise ConfigError("baseline= names a method, or a run's name in the table; it is empty.")
     if options.get("by_task", "false") not in ("true", "false"):
         raise ConfigError(f"by_task must be true or false, but got {options['by_task']!r}.")
     out = as_path(options["out"], "out") if "out" in options else None
@@ -119,8 +128,9 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
         for config in path.rglob(CONFIG_FILE):
             if not (config.parent / FILE_NAME).exists() and "wandb" not in config.relative_to(path).parts:
                 can_go_on = (config.parent / "checkpoints" / "last.ckpt").exists()
-                advice = f"go on with ckpt={config.parent}" if can_go_on else "stopped before its first checkpoint"
-                sys.stderr.write(f"left out: {config.parent} (not finished; {advice})\n")
+                ckpt = f"ckpt={shlex.quote(str(config.parent))} test=true"  # It may have been told not to test.
+                advice = f"lightning-ntk train {ckpt}" if can_go_on else "stopped before its first checkpoint"
+                sys.stderr.write(f"left out: {config.parent} (without results; {advice})\n")
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
@@ -189,8 +199,9 @@ def groups_of_seeds(entries: Sequence[Entry]) -> list[list[Entry]]:
     """The runs, those of one method and the same settings together: what differs between them is the seed."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN}
-        config["data"] = {key: value for key, value in config.get("data", {}).items() if key != "seed"}
+        config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN[None]}
+        for group in ("data", "trainer"):
+            config[group] = {k: v for k, v in (config.get(group) or {}).items() if k not in OF_ONE_RUN[group]}
         settings = json.dumps([entry.result.method, config], sort_keys=True)
         groups.setdefault(settings, []).append(entry)
     return list(groups.values())

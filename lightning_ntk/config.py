@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -25,6 +26,32 @@ NOT_GROUPS = ("splits", "sweep")
 NOT_SETTINGS = {
     "method.loss": "the loss is cross-entropy in classification and the squared error in regression. Meta-RKHS-II's is "
     "the squared error in both, for which alone its closed form holds: for cross-entropy use method=meta_rkhs_i.",
+}
+# Arguments of the Trainer that would change what a step, a validation or a test is, and what to set instead.
+TRAINER_DECIDED = {
+    "max_epochs": "steps and val_every",
+    "min_epochs": "steps",
+    "max_steps": "steps",
+    "min_steps": "steps",
+    "limit_train_batches": "steps and val_every",
+    "limit_val_batches": "data.val_episodes",
+    "limit_test_batches": "data.test_episodes",
+    "overfit_batches": "steps",
+    "fast_dev_run": "steps=1 val_every=1 data.val_episodes=4 data.test_episodes=4",
+    "barebones": "trainer.enable_progress_bar=false logger=csv",
+    "accumulate_grad_batches": "data.tasks_per_step",
+    "val_check_interval": "val_every",
+    "check_val_every_n_epoch": "val_every",
+    "num_sanity_val_steps": "val_every",
+    "enable_checkpointing": "test_checkpoint",
+    "enable_model_summary": "no setting",
+    "inference_mode": "no setting: adaptation needs gradients",
+    "use_distributed_sampler": "no setting: episodes shard themselves",
+    "sync_batchnorm": "no setting: a task's batch statistics are its own, and second-order gradients do not pass "
+    "through statistics that processes exchange. network.norm=group has none",
+    "logger": "the group logger",
+    "callbacks": "the group callbacks",
+    "plugins": "no setting",
 }
 # Groups whose choices a run is known by.
 NAMED = ("method", "data", "network")
@@ -95,6 +122,11 @@ def compose_config(
         chosen = check_choices(words, known)
         try:
             return _compose(name, words, folders[1:])
+        except yaml.YAMLError as error:
+            place = getattr(error, "problem_mark", None)
+            where = f"{place.name}, line {place.line + 1}" if place else "a file of the configuration"
+            what = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise ConfigError(f"{where} is not readable YAML: {what}.") from error
         except (HydraException, OmegaConfBaseException) as error:
             explained = explain(error, name, chosen, folders[1:])
             unfit = [o for o in first if isinstance(explained, UnknownSettingError) and key_of(o) == explained.key]
@@ -130,8 +162,14 @@ def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] 
         key = match.group(1)
         if key in NOT_SETTINGS:
             return UnknownSettingError(f"There is no setting {key!r}: {NOT_SETTINGS[key]}", key)
+        group, _, argument = key.partition(".")
+        if group == "trainer" and argument in TRAINER_DECIDED:
+            return UnknownSettingError(f"{key} cannot be set: use {TRAINER_DECIDED[argument]}.", key)
         near = what_was_meant(key, _compose(name, chosen, own), groups([conf_folder(), *own]))
-        return UnknownSettingError(f"There is no setting {key!r}.{near} See --help, or --cfg for all settings.", key)
+        see = "See --help, or --cfg for all settings."
+        if group == "trainer":
+            see = f"Further arguments of Lightning's Trainer are added with a plus: +{key}=VALUE."
+        return UnknownSettingError(f"There is no setting {key!r}.{near} {see}", key)
     line = text.strip().split("\n")[0]
     full_key = getattr(error, "full_key", None)
     return ConfigError(f"{full_key}: {line}" if full_key else line)

@@ -121,7 +121,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
     trainer = build_trainer(config, data, loggers=[], callbacks=callbacks)
     data.check_shared(trainer.world_size, ["test"])
-    check_precision(config.trainer.precision, method)
+    check_precision(config.trainer.get("precision"), method)
     with interruptible("There is no result; the run is as it was."):
         result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:

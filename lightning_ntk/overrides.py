@@ -1,5 +1,6 @@
 """The overrides of a command line: KEY=VALUE in Hydra's grammar, and what is wrong with one."""
 
+import re
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,6 +11,8 @@ from lightning_ntk.errors import ConfigError, nearest_name
 
 # Groups of which several choices can be made at once: callbacks=[timing,ntk].
 SEVERAL = ("callbacks",)
+# Groups of which none need be chosen; ~recipe leaves out the tuned settings of a method on a data set.
+OPTIONAL = ("experiment", "recipe")
 # A value that starts so is meant in Hydra's grammar: a list, a dict, a quotation, an interpolation.
 GRAMMAR = ("[", "{", "'", '"', "$")
 
@@ -54,8 +57,12 @@ def readable(override: str) -> str:
         fits = not (parse(override).is_sweep_override() and "/" in value)
     except ConfigError:
         fits = False
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return override if fits else f"{key}='{escaped}'"
+    return override if fits else f"{key}={quoted(value)}"
+
+
+def quoted(value: str) -> str:
+    """A value in quotes of Hydra's grammar, where a backslash stands for itself but before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (m[2] and "\\'"), value) + "'"
 
 
 def check_choices(overrides: list[str], known: dict[str, dict[str, str]]) -> list[str]:
@@ -89,6 +96,8 @@ def check_choices(overrides: list[str], known: dict[str, dict[str, str]]) -> lis
 
 
 def _check_choice(override: Override, choices: dict[str, str]) -> None:
+    if override.is_delete() and override.key_or_group in OPTIONAL:
+        return
     value = None if override.is_delete() else override.value()
     if isinstance(value, dict):  # Settings of a group at once: method={lr: 1}.
         return
@@ -97,9 +106,8 @@ def _check_choice(override: Override, choices: dict[str, str]) -> None:
     names = value if several else [value]
     if not all(isinstance(name, str) for name in names):
         some = f"its choices, one or a list ({group}=[A,B])" if group in SEVERAL else "one of its choices"
-        raise ConfigError(
-            f"{override.input_line}: {group} takes {some}, or leave it out. Choices: {', '.join(choices)}."
-        )
+        none = f"or choose none by ~{group}" if group in OPTIONAL else "or leave it out"
+        raise ConfigError(f"{override.input_line}: {group} takes {some}, {none}. Choices: {', '.join(choices)}.")
     for name in names:
         if name not in choices:
             raise ConfigError(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,8 @@ def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
         # A job that was stopped before its first checkpoint starts again in the folder that it made.
         if cluster.is_first() and not cluster.is_restarted() and (folder / CONFIG_FILE).exists():
             raise ConfigError(
-                f"run_dir={config.run_dir or folder} already holds a run. Go on with it by ckpt="
-                f"{config.run_dir or folder}, delete it, or name another."
+                f"run_dir={config.run_dir or folder} already holds a run. Go on with it by "
+                f"{shlex.quote(f'ckpt={config.run_dir or folder}')}, delete it, or name another."
             )
         return folder
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

@@ -26,10 +26,11 @@ def check_top_level(config: DictConfig) -> None:
 def check_steps(config: DictConfig) -> None:
     """Raise `ConfigError` for step counts that make no whole number of meta-epochs."""
     if config.steps % config.val_every:
-        below = [d for d in range(1, config.val_every) if config.steps % d == 0][-1]
+        below = [d for d in range(1, min(config.val_every, config.steps + 1)) if config.steps % d == 0][-1]
+        steps = config.steps // config.val_every * config.val_every
         raise ConfigError(
-            f"steps={config.steps} is no multiple of val_every={config.val_every}: use val_every={below}, or "
-            f"steps={config.steps // config.val_every * config.val_every or config.val_every}."
+            f"steps={config.steps} is no multiple of val_every={config.val_every}: use val_every={below}"
+            f"{f', or steps={steps}' if steps else ''}."
         )
     if config.data.get("steps_per_epoch") not in (None, config.val_every):
         raise ConfigError(

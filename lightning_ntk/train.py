@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -72,7 +73,8 @@ def train(
         cluster.die_with_parent()
     check_top_level(config)
     check_steps(config)
-    check_wandb(config.logger.wandb)
+    wandb = config.logger.get("wandb")
+    check_wandb(wandb)
     method_name, data_name = config.choices.method, config.choices.data
     resumed = checkpoint is not None and checkpoint.folder is not None
     folder = checkpoint.folder if resumed else run_folder.new_run_folder(config, method_name, data_name)
@@ -103,13 +105,13 @@ def train(
     schedule = [CosineSchedule(config.steps)] if config.lr_schedule == "cosine" else []
     trainer = build_trainer(config, data, loggers, [*schedule, *callbacks, *([best] if best else []), last])
     data.check_shared(trainer.world_size)
-    check_precision(config.trainer.precision, method)
+    check_precision(config.trainer.get("precision"), method)
     is_new = not resumed and not cluster.is_restarted()
     made = run_folder.create(folder, config, overrides, is_new=is_new) if trainer.is_global_zero else []
     tracker = contextlib.nullcontext()
     try:
-        if config.logger.wandb is not None:
-            tracker = WandbRun(config.logger.wandb, folder, plain(config), data.task_settings())
+        if wandb is not None:
+            tracker = WandbRun(wandb, folder, plain(config), data.task_settings())
             tracker.start()
             trainer.loggers = [*loggers, tracker]
     except ConfigError:
@@ -120,7 +122,7 @@ def train(
         if resumed and checkpoint.content["global_step"] < config.steps:
             (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
 
-    with interruptible(f"Go on with: lightning-ntk train ckpt={folder}"), tracker:
+    with interruptible(f"Go on with: lightning-ntk train ckpt={shlex.quote(str(folder))}"), tracker:
         fit_and_test(trainer, method, data, config, folder, checkpoint)
     return folder
 

@@ -11,39 +11,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_ntk.building import check_types
 from lightning_ntk.checkpointing import AtomicCheckpoints
-from lightning_ntk.config import plain
+from lightning_ntk.config import TRAINER_DECIDED, plain
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
 
-# Arguments of the Trainer that would change what a step, a validation or a test is, and what to set instead.
-DECIDED = {
-    "max_epochs": "steps and val_every",
-    "min_epochs": "steps",
-    "max_steps": "steps",
-    "min_steps": "steps",
-    "limit_train_batches": "steps and val_every",
-    "limit_val_batches": "data.val_episodes",
-    "limit_test_batches": "data.test_episodes",
-    "overfit_batches": "steps",
-    "fast_dev_run": "steps=1 val_every=1 data.val_episodes=4 data.test_episodes=4",
-    "barebones": "trainer.enable_progress_bar=false logger=csv",
-    "accumulate_grad_batches": "data.tasks_per_step",
-    "val_check_interval": "val_every",
-    "check_val_every_n_epoch": "val_every",
-    "num_sanity_val_steps": "val_every",
-    "enable_checkpointing": "test_checkpoint",
-    "enable_model_summary": "no setting",
-    "inference_mode": "no setting: adaptation needs gradients",
-    "use_distributed_sampler": "no setting: episodes shard themselves",
-    "sync_batchnorm": "no setting: a task's batch statistics are its own, and second-order gradients do not pass "
-    "through statistics that processes exchange. network.norm=group has none",
-    "logger": "the group logger",
-    "callbacks": "the group callbacks",
-    "plugins": "no setting",
-}
 
-
-def check_precision(precision: str, method: MetaLearner) -> None:
+def check_precision(precision: str | None, method: MetaLearner) -> None:
     """Raise `ConfigError` where a method's kernels would be made of rounded Jacobians."""
     if method.solves_kernels and precision in ("bf16-true", "16-true"):
         raise ConfigError(
@@ -70,8 +43,9 @@ def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: lis
     """
     settings = plain(config.trainer)
     for name in settings:
-        if name in DECIDED:
-            raise ConfigError(f"trainer.{name} cannot be set: it would change what the run is. Use {DECIDED[name]}.")
+        if name in TRAINER_DECIDED:
+            instead = TRAINER_DECIDED[name]
+            raise ConfigError(f"trainer.{name} cannot be set: it would change what the run is. Use {instead}.")
     devices = settings.get("devices")
     if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
         settings["strategy"] = "ddp"

@@ -128,6 +128,15 @@ def test_runs_of_different_settings_are_never_averaged(runs, capsys):
     assert [row.name for row in by_name if row.is_baseline] == ["meta_rkhs_ii t1_0"]
 
 
+def test_what_a_run_ran_on_does_not_keep_it_from_a_mean(runs):
+    machines = {"trainer": {"devices": 2, "enable_progress_bar": False}}, {"trainer": {"devices": 1}}
+    for seed, machine in enumerate(machines):
+        write_run(f"two/{seed}", "maml", [0.5, 0.7], seed=seed, config={**machine, "data": {"num_workers": seed}})
+    write_run("two/clipped", "maml", [0.5, 0.7], seed=2, config={"trainer": {"gradient_clip_val": 1.0}})
+    names = [row.name for row in compare.compare([Path("two")])]
+    assert sum("mean over 2 seeds" in name for name in names) == 1
+
+
 def test_repeats_of_one_seed_are_called_runs(runs):
     write_run("twice/a", "maml", [0.5, 0.7])
     write_run("twice/b", "maml", [0.7, 0.7])
@@ -234,11 +243,11 @@ def test_an_unfinished_run_is_named_and_left_out(runs, capsys):
     Path("all/broken").mkdir()
     Path("all/broken/config.yaml").write_text("seed: 0\n")
     assert len(compare.compare([runs])) == 3
-    assert "left out: all/broken (not finished; stopped before its first checkpoint)" in capsys.readouterr().err
+    assert "left out: all/broken (without results; stopped before its first checkpoint)" in capsys.readouterr().err
     Path("all/broken/checkpoints").mkdir()
     Path("all/broken/checkpoints/last.ckpt").touch()
     compare.compare([runs])
-    assert "go on with ckpt=all/broken" in capsys.readouterr().err
+    assert "(without results; lightning-ntk train ckpt=all/broken test=true)" in capsys.readouterr().err
 
 
 def test_paths_below_the_home_folder_and_what_is_no_path(runs, monkeypatch, tmp_path):
@@ -262,8 +271,11 @@ def test_the_command_line(runs, capsys):
         compare.main(["all", "basline=maml"])
     with pytest.raises(ConfigError, match="nothing to compare: give run folders"):
         compare.main(["baseline=maml"])
-    with pytest.raises(ConfigError, match="nowhere is not a folder"):
-        compare.main(["nowhere"])
+    for words in (["nowhere"], ["all/method=nowhere"], ["all", "./method=nowhere"]):
+        with pytest.raises(ConfigError, match="nowhere is not a folder"):
+            compare.main(words)
+    with pytest.raises(ConfigError, match="baseline= names a method"):
+        compare.main(["all", "baseline="])
     Path("empty").mkdir()
     with pytest.raises(ConfigError, match="No finished run"):
         compare.main(["empty"])

@@ -117,6 +117,26 @@ def test_what_hydra_would_not_take_is_an_error_of_ours(override):
         compose_config("train", [override])
 
 
+def test_a_choice_that_need_not_be_made_can_be_left_out():
+    words = ["method=maml", "data=sinusoid"]
+    tuned, plain = compose_config("train", words), compose_config("train", [*words, "~recipe"])
+    assert tuned.method.inner_lr != plain.method.inner_lr
+    with pytest.raises(ConfigError, match="recipe=null: recipe takes one of its choices, or choose none by ~recipe"):
+        compose_config("train", ["recipe=null"])
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nlr: 1e-3\n\tfoo: 2\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml.*, line 4 is not readable YAML: found character '\\t'"):
+        compose_config("train", ["method=mine"], str(tmp_path))
+
+
+@pytest.mark.parametrize("path", [r"C:\data\a(b", "it's", r"it\'s (1)", "a(\\"])
+def test_a_path_arrives_as_it_was_written(path):
+    assert compose_config("train", ["data=image_folder", f"data.root={path}"]).data.root == path
+
+
 def test_a_composition_leaves_another_hydra_application_alone():
     with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         compose_config("train", ["seed=1"])

@@ -196,8 +196,8 @@ def test_a_run_gets_a_folder_of_its_own_under_runs(monkeypatch):
     moment = datetime.datetime(2030, 1, 2, 3, 4, 5)
     clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: moment))
     monkeypatch.setattr("lightning_ntk.run_folder.datetime", clock)
-    train.main([*TINY_SINE, "test=false"])
-    train.main([*TINY_SINE, "test=false"])
+    train.main([*TINY_SINE, "test=false", "~logger.wandb", "~trainer.precision"])
+    train.main([*TINY_SINE, "test=false", "~logger.wandb", "~trainer.precision"])
     name = "2030-01-02_03-04-05_sinusoid_meta_rkhs_ii_seed0"
     assert sorted(folder.name for folder in Path("runs").iterdir()) == [name, f"{name}_2"]
 
@@ -244,6 +244,7 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
     ("overrides", "message"),
     [
         (["steps=5", "val_every=2"], r"steps=5 is no multiple of val_every=2.*val_every=1.*steps=4"),
+        (["steps=5", "val_every=1000000000"], r"no multiple of val_every=1000000000: use val_every=5\.$"),
         (["steps=0"], r"steps must be"),
         (["seed=-1"], r"seed must be"),
         (["seed=4294967296"], r"seed must be"),
@@ -287,6 +288,8 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
         (["trainer.devices=2", "data.tasks_per_step=3"], r"data\.tasks_per_step=3 .*trainer\.devices=2"),
         (["trainer.devices=2", "data.val_episodes=1"], r"data\.val_episodes=1 .*trainer\.devices=2"),
         (["trainer.devices=2", "data.test_episodes=1"], r"data\.test_episodes=1 .*trainer\.devices=2"),
+        (["trainer.limit_test_batches=0"], r"trainer\.limit_test_batches cannot be set: use data\.test_episodes"),
+        (["trainer.profilr=simple"], r"added with a plus: \+trainer\.profilr=VALUE"),
         (["+trainer.limit_test_batches=0"], r"trainer\.limit_test_batches cannot be set.*data\.test_episodes"),
         (["+trainer.fast_dev_run=true"], r"trainer\.fast_dev_run cannot be set"),
         (["method.t=0"], r"method\.t"),

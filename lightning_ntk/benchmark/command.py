@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ def benchmark(settings: Settings) -> dict:
     find_python(settings.peers)
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=settings.out).close()  # Now, rather than after the first table.
     except OSError as error:
         raise ConfigError(f"out={settings.out} cannot be written: {error}. Name another folder by out=.") from error
     tables: list[Table] = []

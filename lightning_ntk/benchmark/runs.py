@@ -29,8 +29,10 @@ def seconds_to_level(seconds: Sequence[float], scores: Sequence[float], level: f
 def runs_table(folder: Path, level: float) -> Table:
     """One row a finished run at or below a folder; a method's runs of several seeds are averaged in the figure.
 
+    A run without validation accuracies, of regression for example, gets a row that says so.
+
     Raises:
-        ConfigError: no finished run, runs of regression, or runs of different tasks.
+        ConfigError: no finished run, or runs of different tasks.
     """
     from lightning_ntk.compare import find_runs
     from lightning_ntk.figures import read_curve

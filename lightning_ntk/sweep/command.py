@@ -16,12 +16,12 @@ from lightning_ntk.config import UnknownSettingError, conf_folder, groups, own_f
 from lightning_ntk.errors import ConfigError, JobsFailedError, LightningNTKError, nearest_name
 from lightning_ntk.overview import compare_tasks
 from lightning_ntk.paths import as_path
-from lightning_ntk.results import FILE_NAME, read_results
+from lightning_ntk.results import FILE_NAME
 from lightning_ntk.sweep.board import Board
 from lightning_ntk.sweep.grid import digest, expand, read_overrides
 from lightning_ntk.sweep.job import Job, State, read_state, result_error
 from lightning_ntk.sweep.launchers.base import Launcher
-from lightning_ntk.sweep.plan import make_jobs, to_run
+from lightning_ntk.sweep.plan import begins_anew, make_jobs, start_anew, to_run
 from lightning_ntk.sweep.progress import Progress
 from lightning_ntk.sweep.runner import Runner
 from lightning_ntk.sweep.settings import Settings, read_settings
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     settings, overrides = read_settings(command.overrides, command.config_folder)
     folders = [conf_folder(), *([own_folder(command.config_folder)] if command.config_folder else [])]
     known = groups(folders)
-    out = sweep_folder(settings, overrides)
     config_folder = None if command.config_folder is None else str(folders[-1])
+    out = sweep_folder(settings, overrides, config_folder)
     again = f"Go on with: lightning-ntk sweep {shlex.join(without_rerun(words))}"
     if settings.search is None:
         grid = expand(read_overrides(overrides, known), settings.max_jobs)
@@ -85,24 +85,31 @@ def without_rerun(words: Sequence[str]) -> list[str]:
     return [word for word in kept if not word.startswith(("--rerun=", "rerun="))]
 
 
-def sweep_folder(settings: Settings, overrides: Sequence[str]) -> Path:
+def sweep_folder(settings: Settings, overrides: Sequence[str], config_folder: str | None) -> Path:
     """Where a sweep's jobs go: the same place for the same command."""
     if settings.out is not None:
         return as_path(settings.out, "out").resolve()
-    name = settings.sweep if settings.sweep is not None else digest(" ".join(overrides))
+    name = settings.sweep
+    if name is None:
+        name = digest(" ".join([*overrides, *([config_folder] if config_folder else [])]))
     return Path.cwd() / "runs" / f"{settings.search or 'sweep'}_{name}"
 
 
 def check_baseline(baseline: str | None, jobs: Sequence[Job], known: dict[str, dict[str, str]]) -> None:
-    """Raise `ConfigError` for a baseline that is no method, now rather than at the end."""
-    if baseline is not None and baseline not in known["method"] and baseline not in {job.name for job in jobs}:
+    """Raise `ConfigError` for a baseline that is no method of these jobs, now rather than at the end."""
+    methods = list(dict.fromkeys(job.method for job in jobs))
+    if baseline is None or baseline in methods:
+        return
+    if baseline not in known["method"]:
         raise ConfigError(f"baseline={baseline} is no method.{nearest_name(baseline, known['method'])}")
+    raise ConfigError(f"baseline={baseline}: no job trains it. Methods of this sweep: {', '.join(methods)}.")
 
 
 def show_jobs(jobs: Sequence[Job]) -> None:
     """Print what would run."""
     for job in jobs:
-        sys.stdout.write(f"{job.name}: lightning-ntk train {shlex.join(job.overrides)}\n")
+        own = [] if job.config_folder is None else ["--config-dir", job.config_folder]
+        sys.stdout.write(f"{job.name}: lightning-ntk train {shlex.join([*own, *job.overrides])}\n")
     sys.stdout.write(f"{len(jobs)} jobs in {jobs[0].folder.parent}\n")
 
 
@@ -187,6 +194,9 @@ def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
     if todo:
         launcher = build_launcher(settings, todo, out)
         try:
+            for job in todo:  # Only now, when all that can be refused has been accepted.
+                if begins_anew(job, settings.rerun):
+                    start_anew(job)
             with Board(len(todo), len(finished)) as board:
                 Runner(JobList(todo), launcher, board, settings.retries).run()
         finally:
@@ -204,9 +214,17 @@ def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
 def compare_finished(jobs: Sequence[Job], out: Path, baseline: str | None) -> None:
     """Compare the finished jobs: one table for each set of test episodes, and one over all."""
     folders = [job.folder for job in jobs if (job.folder / FILE_NAME).exists() and result_error(job) is None]
-    methods = {read_results(folder).method for folder in folders}
-    if folders:
-        compare_tasks(folders, baseline if baseline in methods else None, out)
+    if not folders:
+        return
+    try:
+        compare_tasks(folders, baseline, out)
+    except ConfigError as error:
+        if baseline is None:
+            raise
+        # None of the baseline's runs has ended well, or they differ in more than their seeds.
+        again = f"lightning-ntk compare {shlex.quote(str(out))} baseline=NAME"
+        sys.stderr.write(f"Compared without differences: {error} ({again})\n")
+        compare_tasks(folders, None, out)
 
 
 def check_all_done(jobs: Sequence[Job]) -> None:

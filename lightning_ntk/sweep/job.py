@@ -40,6 +40,7 @@ class Job:
     Attributes:
         program: what Python runs (another one in tests).
         config_folder: the user's own configuration folder.
+        method: what it trains.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Job:
     needs: Needs = Needs()
     config_folder: str | None = None
     program: tuple[str, ...] = TRAIN
+    method: str = ""
 
     def arguments(self) -> list[str]:
         """What Python is called with, but for where the run lies: start.py adds that."""
@@ -72,7 +74,7 @@ class State:
         log: the file that the last attempt wrote.
         started, ended: Unix times of the last attempt.
         first_step: the meta-step that it went on from.
-        overrides: what the folder was made with.
+        overrides, config_folder: what the folder was made with.
     """
 
     status: str = "pending"
@@ -84,6 +86,7 @@ class State:
     ended: float | None = None
     first_step: int = 0
     overrides: list[str] = dataclasses.field(default_factory=list)
+    config_folder: str | None = None
 
 
 def read_state(folder: Path) -> State:

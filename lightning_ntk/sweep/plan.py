@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from lightning_ntk.config import compose_config
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.overrides import key_of
-from lightning_ntk.sweep.job import TEMPORARY_STATE_FILE, TRAIN, Job, Needs, has_result, read_state, result_error
+from lightning_ntk.sweep.job import TEMPORARY_STATE_FILE, TRAIN, Job, Needs, State, has_result, read_state, result_error
 from lightning_ntk.sweep.start import LOCK_FILE, STATE_FILE, clear, is_locked
 from lightning_ntk.top_level import check_steps, check_top_level
 
@@ -33,13 +33,15 @@ def make_jobs(
         ConfigError: a key or a choice does not exist, or a setting beside the groups is of another type or range.
     """
     # Jobs that differ in plain values alone have the same keys: one composition, a tenth of a second, is for them all.
-    composed: dict[tuple[str, ...], Needs] = {}
+    composed: dict[tuple[str, ...], tuple[Needs, str]] = {}
     jobs = []
     for name, overrides in grid.items():
         deciding = tuple(o for o in overrides if key_of(o) in known or key_of(o) in DECIDE_NEEDS)
         if deciding not in composed:
-            composed[deciding] = needs_of(compose_config("train", overrides, config_folder))
-        jobs.append(Job(name, tuple(overrides), out / name, composed[deciding], config_folder, TRAIN))
+            config = compose_config("train", overrides, config_folder)
+            composed[deciding] = needs_of(config), config.choices.method
+        needs, method = composed[deciding]
+        jobs.append(Job(name, tuple(overrides), out / name, needs, config_folder, TRAIN, method))
     return jobs
 
 
@@ -76,29 +78,27 @@ def count_devices(devices: Any) -> int:
 def to_run(jobs: Sequence[Job], rerun: str) -> tuple[list[Job], list[Job], list[Job]]:
     """Split jobs into those to run now, those that have a result, and those that failed and are left alone.
 
-    A folder whose results.json cannot be read (another version wrote it) counts as failed.
+    A folder whose results.json cannot be read (another version wrote it) counts as failed. Nothing is changed.
 
     Raises:
-        ConfigError: a job's folder was made with other settings, or by nobody of us.
+        ConfigError: a job's folder was made with other settings, or by nobody of us, or another process writes it.
     """
     todo, finished, failed = [], [], []
     for job in jobs:
         state = read_state(job.folder)
         check_ours(job)
+        if begins_anew(job, rerun):
+            check_free(job)
         if rerun == "all":
-            start_anew(job)
             todo.append(job)
             continue
-        check_same_settings(job, state.overrides)
+        check_same_settings(job, state)
         if has_result(job, state):
             finished.append(job)
         elif state.status == "failed" or has_foreign_result(job):
             (todo if rerun == "failed" else failed).append(job)
         else:
             todo.append(job)
-    for job in todo:
-        if has_foreign_result(job):
-            start_anew(job)
     return todo, finished, failed
 
 
@@ -114,18 +114,32 @@ def has_foreign_result(job: Job) -> bool:
     return job.needs.tests and (job.folder / "results.json").exists() and result_error(job) is not None
 
 
+def begins_anew(job: Job, rerun: str) -> bool:
+    """Whether what a job's folder holds goes before the job runs."""
+    return rerun == "all" or (rerun == "failed" and has_foreign_result(job))
+
+
+def check_free(job: Job) -> None:
+    """Raise `ConfigError` when a process is writing a job's folder."""
+    if is_locked(job.folder / LOCK_FILE):
+        raise ConfigError(f"{job.folder} is being written by another process. End it first.")
+
+
 def start_anew(job: Job) -> None:
     """Remove what a job's folder holds, unless a process is writing it."""
     if job.folder.is_dir():
-        if is_locked(job.folder / LOCK_FILE):
-            raise ConfigError(f"{job.folder} is being written by another process. End it first.")
+        check_free(job)
         clear(job.folder)
 
 
-def check_same_settings(job: Job, made_with: Sequence[str]) -> None:
+def check_same_settings(job: Job, made: State) -> None:
     """Raise `ConfigError` when a job's folder holds a run of other settings."""
-    if made_with and sorted(made_with) != sorted(job.overrides):
-        changed = sorted(set(made_with) ^ set(job.overrides))
+    if not made.overrides:
+        return
+    changed = sorted(set(made.overrides) ^ set(job.overrides))
+    if made.config_folder != job.config_folder:
+        changed.append(f"--config-dir {made.config_folder or 'none'} and {job.config_folder or 'none'}")
+    if changed:
         raise ConfigError(
             f"{job.folder} was made with other settings ({', '.join(changed)} differ). Name another folder by out=, or "
             "begin everything anew with --rerun all."

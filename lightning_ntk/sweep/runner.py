@@ -117,7 +117,8 @@ class Runner:
             state = self.states.setdefault(job.name, read_state(job.folder))
             state.attempts += 1
             state.status, state.exit_code, state.error, state.ended = "running", None, None, None
-            state.started, state.overrides = self.clock.now(), list(job.overrides)
+            state.started = self.clock.now()
+            state.overrides, state.config_folder = list(job.overrides), job.config_folder
             state.first_step = read_progress(job.folder).step
             state.log = str(log_file(job, state.attempts))
             write_state(job.folder, state)

@@ -129,7 +129,8 @@ class Study:
 
     def _check_same(self) -> None:
         """Raise `ConfigError` when the folder holds a study of other settings."""
-        now = {"fixed": sorted(self.space.fixed), "tuned": {key: str(d) for key, d in self.space.tuned.items()}}
+        fixed = [*self.space.fixed, f"--config-dir {self.template.config_folder or 'none'}"]
+        now = {"fixed": sorted(fixed), "tuned": {key: str(d) for key, d in self.space.tuned.items()}}
         made = self.study.user_attrs
         if not made:
             for key, value in now.items():
@@ -184,7 +185,13 @@ class Study:
         states = self._optuna.trial.TrialState
         self.is_hopeless(job, progress)
         trial = self.asked.pop(job.name)
-        if state.status == "done" and progress.best is not None:
+        if state.status == "done" and progress.best is None:
+            self.study.tell(trial, state=states.FAIL)
+            raise ConfigError(
+                f"{job.name} ended without a validation score, by which a search chooses: its data has no validation "
+                "classes, or its method does not learn. Give the data a validation split, or leave search= out."
+            )
+        if state.status == "done":
             self.study.tell(trial, as_gain(progress.best, progress))
         else:
             self.study.tell(trial, state=states.PRUNED if state.status == "pruned" else states.FAIL)

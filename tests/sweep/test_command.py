@@ -1,5 +1,6 @@
 """The command: what it says, how it ends, and what it leaves; its jobs train nothing, but for the last tests."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,11 @@ def test_bad_input_is_named_before_anything_starts(capsys):
         ("seed=1,2", "slurm.minutes=0"): "slurm.minutes must be at least 1",
         ("sweep=comparizon",): "Did you mean 'comparison'",
         ("seed=1,2", "baseline=mamml"): "baseline=mamml is no method. Did you mean 'maml'",
+        (
+            "method=maml,anil",
+            "baseline=reptile",
+        ): "baseline=reptile: no job trains it. Methods of this sweep: maml, anil",
+        ("seed=1,2", "baseline=seed=1"): "baseline=seed=1 is no method",
         ("seed=1,2", "trainer.devices=64", "trainer.accelerator=cpu"): "this machine has",
         ("seed=1,2", "trainer.devices=x"): "trainer.devices must be a number",
         ("seed=1,2", "trainer.num_nodes=2"): "launcher=slurm",
@@ -101,6 +107,45 @@ def test_bad_input_is_named_before_anything_starts(capsys):
         assert cli.main(["sweep", *words]) == 2, words
         assert message in capsys.readouterr().err
     assert not list(Path(".").rglob("job.json"))
+
+
+def test_a_baseline_of_several_settings_or_without_a_result_costs_the_differences_alone(capsys, monkeypatch, tmp_path):
+    words = ["sweep", "method=maml,anil", "method.inner_lr=0.1,0.2", "out=o", "baseline=maml"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().err
+    assert "Compared without differences: baseline=maml stands for runs of different settings." in said
+    assert f"(lightning-ntk compare {tmp_path / 'o'} baseline=NAME)" in said
+    assert "maml" in Path("o/comparison.md").read_text()
+    script = tmp_path / "maml_fails.py"
+    script.write_text(
+        "import runpy, sys\nif 'method=maml' in sys.argv: sys.exit('no')\n"
+        f"sys.argv[0] = {PROGRAM[0]!r}; runpy.run_path({PROGRAM[0]!r})\n"
+    )
+    monkeypatch.setattr(plan, "TRAIN", (str(script),))
+    assert cli.main(["sweep", "method=maml,anil", "out=p", "baseline=maml"]) == 1
+    assert "Compared without differences: baseline=maml is none of the runs" in capsys.readouterr().err
+    assert "anil" in Path("p/comparison.md").read_text()
+
+
+def test_results_go_only_when_their_jobs_can_start_anew(capsys):
+    words = ["sweep", "seed=0,1", "out=o"]
+    assert cli.main(words) == 0
+    assert cli.main([*words, "--rerun", "all", "trainer.devices=64", "trainer.accelerator=cpu"]) == 2
+    assert "this machine has" in capsys.readouterr().err
+    assert len(list(Path("o").glob("*/results.json"))) == 2
+
+
+def test_ones_own_configuration_folder_belongs_to_the_command(capsys, tmp_path):
+    (tmp_path / "tuned" / "recipe").mkdir(parents=True)
+    (tmp_path / "tuned" / "recipe" / "maml_glyphs.yaml").write_text("# @package _global_\nmethod:\n  lr: 0.5\n")
+    words, tuned = ["sweep", "method=maml", "data=glyphs", "seed=0,1"], ["--config-dir", "tuned"]
+    assert cli.main([*words, "--cfg"]) == cli.main([*words, *tuned, "--cfg"]) == 0
+    first, second = re.findall(r"2 jobs in (.+)", said := capsys.readouterr().out)
+    assert first != second
+    assert f"lightning-ntk train --config-dir {tmp_path / 'tuned'} method=maml" in said
+    assert cli.main([*words, "out=o"]) == 0
+    assert cli.main([*words, *tuned, "out=o"]) == 2
+    assert f"made with other settings (--config-dir none and {tmp_path / 'tuned'} differ)" in capsys.readouterr().err
 
 
 def test_a_command_without_words_starts_nothing(capsys):
@@ -150,10 +195,10 @@ SLOW = ("-c", f"import runpy, sys; sys.argv.append('seconds=0.05'); runpy.run_pa
 
 
 def test_the_folder_of_a_sweep_follows_from_its_command():
-    assert sweep_folder(Settings(), ["seed=1,2"]) == sweep_folder(Settings(), ["seed=1,2"])
-    assert sweep_folder(Settings(), ["seed=1,2"]) != sweep_folder(Settings(), ["seed=1,3"])
-    assert sweep_folder(Settings(sweep="sine"), []) == Path.cwd() / "runs" / "sweep_sine"
-    assert sweep_folder(Settings(out="x"), []) == Path.cwd() / "x"
+    assert sweep_folder(Settings(), ["seed=1,2"], None) == sweep_folder(Settings(), ["seed=1,2"], None)
+    assert sweep_folder(Settings(), ["seed=1,2"], None) != sweep_folder(Settings(), ["seed=1,3"], None)
+    assert sweep_folder(Settings(sweep="sine"), [], None) == Path.cwd() / "runs" / "sweep_sine"
+    assert sweep_folder(Settings(out="x"), [], None) == Path.cwd() / "x"
 
 
 @pytest.mark.parametrize("name", ["a=b", "ünï", "a(b)", "/tmp/a,b", "5", "~/x"])
@@ -162,7 +207,7 @@ def test_the_folder_may_have_any_name(name, monkeypatch, tmp_path):
     settings, overrides = read_settings(["seed=1,2", f"out={name}"])
     assert overrides == ["seed=1,2"]
     expected = tmp_path / "home" / "x" if name == "~/x" else Path.cwd() / name
-    assert sweep_folder(settings, overrides) == expected
+    assert sweep_folder(settings, overrides, None) == expected
 
 
 def test_options_are_settings():

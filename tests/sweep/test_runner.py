@@ -1,5 +1,6 @@
 """The loop, with real processes that do nothing: failures, kills, resuming, stopping, and what the folders keep."""
 
+import dataclasses
 import os
 import signal
 import statistics
@@ -19,7 +20,7 @@ from lightning_ntk.sweep import job as job_module
 from lightning_ntk.sweep.command import JobList
 from lightning_ntk.sweep.job import read_state, write_state
 from lightning_ntk.sweep.launchers.local import LocalLauncher
-from lightning_ntk.sweep.plan import to_run
+from lightning_ntk.sweep.plan import begins_anew, start_anew, to_run
 from lightning_ntk.sweep.process import JobProcess, job_environment
 from lightning_ntk.sweep.runner import Clock, Runner
 from lightning_ntk.sweep.start import LOCK_FILE, is_locked
@@ -62,7 +63,9 @@ def test_the_same_command_does_what_is_missing_and_no_more(tmp_path):
     assert ([j.name for j in todo], [j.name for j in finished], failed) == (["b", "c"], ["a"], [])
     todo, finished, failed = to_run(jobs, "all")
     assert ([j.name for j in todo], finished, failed) == (["a", "b", "c"], [], [])
-    assert not (jobs[0].folder / "results.json").exists()
+    assert (jobs[0].folder / "results.json").exists(), "what is to go goes when it is sure that jobs can start"
+    assert [begins_anew(job, "all") for job in jobs] == [True, True, True]
+    assert [begins_anew(job, "failed") for job in jobs] == [False, False, False]
 
 
 def test_a_killed_job_goes_on_from_its_checkpoint(tmp_path):
@@ -270,6 +273,9 @@ def test_a_folder_of_other_settings_or_of_another_version_is_named_and_left_alon
     run_locally([job])
     with pytest.raises(ConfigError, match=r"other settings \(steps=2, steps=3 differ\).*--rerun all"):
         to_run([trivial("a", tmp_path, "steps=3")], "missing")
+    elsewhere = dataclasses.replace(job, config_folder="/tuned")
+    with pytest.raises(ConfigError, match=r"other settings \(--config-dir none and /tuned differ\)"):
+        to_run([elsewhere], "missing")
     results = job.folder / "results.json"
     foreign = results.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 99')
     results.write_text(foreign)
@@ -277,6 +283,9 @@ def test_a_folder_of_other_settings_or_of_another_version_is_named_and_left_alon
     assert results.read_text() == foreign
     assert "schema_version 99" in job_module.result_error(job)
     todo, _, _ = to_run([job], "failed")
+    assert results.read_text() == foreign
+    assert begins_anew(job, "failed")
+    start_anew(job)
     assert run_locally(todo)["a"].status == "done"
     assert job_module.result_error(job) is None
     assert starts(job)[-1][0] == "0", "it went on from a checkpoint of another version"

@@ -151,6 +151,15 @@ def test_a_failed_trial_is_told_and_counts(tmp_path):
     assert study.best() is None
 
 
+def test_a_search_without_validation_scores_ends_at_its_first_trial(tmp_path):
+    search = search_in(tmp_path, ["method=maml", "method.lr=interval(0.001,0.1)", "steps=1", "val_every=1"], trials=5)
+    (study,) = search.studies
+    job = search.take(1)[0]
+    with pytest.raises(ConfigError, match=r"study/trial_000 ended without a validation score.*leave search= out"):
+        search.finished(job, State(status="done"), Progress())
+    assert study.count("FAIL") == 1
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [

@@ -46,6 +46,6 @@ result = RunResult(
     {"data": "none"},
     {},
     {},
-    {},
+    {"method": {key: value for key, value in settings.items() if key.startswith("method.")}},
 )
 write_results(folder, result)
