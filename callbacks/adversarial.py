@@ -120,8 +120,12 @@ class Adversarial(ProbeCallback):
                 f"{KEY} attacks classifiers of images, but data={run.config.choices.data} has {what}. Leave "
                 "adversarial out of callbacks=[...]."
             )
-        if spec.outputs < 3 and "dlr" in (self.suite.loss, self.suite.simba_loss):
-            raise ConfigError(f"{KEY}.loss=dlr needs three ways or more, but data.ways={spec.outputs}. Use margin.")
+        # Without a head, a method has as many outputs as the task that is attacked has ways.
+        ways = run.data.task_settings().get("ways", spec.outputs) if method.any_ways else spec.outputs
+        for name, loss in (("loss", self.suite.loss), ("simba_loss", self.suite.simba_loss)):
+            if loss == "dlr" and ways < 3:
+                which = "data.eval_ways" if method.any_ways else "data.ways"
+                raise ConfigError(f"{KEY}.{name}=dlr needs three ways or more, but {which} is {ways}. Use margin.")
         if self.through_adaptation and not method.adapts_differentiably:
             raise ConfigError(
                 f"{KEY}.through_adaptation needs gradients through the adaptation, which "

@@ -1,6 +1,5 @@
 """The data sets that a run is tested on out of distribution, built like its own, and fitted to its network."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from lightning_ntk.building import instantiate
 from lightning_ntk.config import compose_config, plain
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, LightningNTKError
+from lightning_ntk.errors import ConfigError, LightningNTKError, nearest_name
 from lightning_ntk.run import Run
 
 # Luminance of red, green and blue (ITU-R BT.601, as Pillow converts).
@@ -60,7 +59,9 @@ def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.Lightni
         data.prepare_data()
         data.setup()
     except LightningNTKError as error:
-        raise ConfigError(f"{key}: {error}") from error
+        raise ConfigError(
+            f"{key}: {error} (A target's own settings: callbacks.ood.targets={{{name}: {{KEY: VALUE}}}}.)"
+        ) from error
     check_fits(key, data.spec, run.method.spec, any_ways=run.method.any_ways)
     return data
 
@@ -68,16 +69,19 @@ def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.Lightni
 def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:
     """A target's data config: its YAML, then what it shares with the run, then its own settings."""
     if "_target_" in own:
-        found = dict(own)
-    else:
-        words = [f"data.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in own.items()]
-        found = plain(compose_config("train", [f"data={choice}", *words], run.config_folder).data)
+        return own
+    found = plain(compose_config("train", [f"data={choice}"], run.config_folder).data)
+    for key in own:
+        if key not in found:
+            near = nearest_name(f"data.{key}", [f"data.{each}" for each in found])
+            raise ConfigError(f"There is no setting 'data.{key}' of data={choice}.{near}")
     source, shape = plain(run.config.data), run.method.spec.input_shape
-    shared = {key: source.get(f"eval_{key}") or source.get(key) for key in SHAPE}
+    shared = {key: own.get(key) or source.get(f"eval_{key}") or source.get(key) for key in SHAPE}
     shared |= {f"eval_{key}": shared[key] for key in SHAPE} | {"eval_seed": source.get("eval_seed", 0)}
     if len(shape) == 3:
         shared |= {"channels": shape[0], "image_size": max(shape[1:])}
-    return found | {key: value for key, value in shared.items() if key in found and key not in own and value}
+    taken = {key: value for key, value in shared.items() if key in found and value}
+    return plain(OmegaConf.merge(found, taken, own))
 
 
 def check_fits(key: str, target: TaskSpec, source: TaskSpec, *, any_ways: bool) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.decoding import opaque
+
 # Under which names an item that is a dict holds its image.
 IMAGE_KEYS = ("image", "img", "x", "pixel_values")
 
@@ -26,7 +28,8 @@ def as_pil(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):  # Pillow would clip it to white.
             raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; 8 are expected")
-        return image.convert("RGB") if image.mode not in ("1", "L", "LA", "RGB") else image
+        is_grey = image.mode in ("1", "L", "LA", "La")
+        return opaque(image).convert("L" if is_grey else "RGB")
     if isinstance(image, torch.Tensor):
         pixels = image.detach().cpu().numpy()
         first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
@@ -42,7 +45,9 @@ def as_pil(image: Any) -> Image.Image:
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
         raise ValueError(f"its shape {tuple(image.shape)} is none of an image with 1, 3 or 4 channels")
     pixels = as_bytes(pixels)
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]))
+    if pixels.shape[-1] == 1:
+        return Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+    return opaque(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def as_bytes(pixels: np.ndarray) -> np.ndarray:

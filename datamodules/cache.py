@@ -5,6 +5,7 @@ It is made beside its place and moved there whole, so a reader never sees half o
 process makes it waits for that.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from datamodules.image_store import map_array
 from datamodules.storage import check_space, locked, remove_leftovers, scratch, writing
 from lightning_ntk.errors import DataError
 
-VERSION = 1  # Raise when the decoding or the layout changes: caches are keyed by it.
+VERSION = 2  # Raise when the decoding or the layout changes: caches are keyed by it.
 INDEX = "index.json"
 AT_ONCE = 512  # Images decoded before they are written: what the memory holds, and the steps of the progress bar.
 
@@ -80,6 +81,8 @@ def read_cache(folder: Path) -> dict[str, PackedClasses] | None:
     """The cached splits, or None when there is no such cache, or it is damaged."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if not isinstance(index, dict) or not index:
+            return None
         return {
             split: PackedClasses(folder / f"{split}.npy", entry["digest"], [tuple(c) for c in entry["classes"]])
             for split, entry in index.items()
@@ -121,7 +124,8 @@ def build(folder: Path, form: Format, splits: Sequence[str], opened: Opened) -> 
     remove_leftovers(folder.parent, folder.name)
     with scratch(folder.parent, folder.name) as unfinished, scratch(folder.parent, folder.name) as workspace:
         index = {}
-        with opened(workspace) as open_split:
+        with contextlib.ExitStack() as stack:
+            open_split = reading(stack.enter_context, opened(workspace))
             for split in splits:
                 items = reading(open_split, split)
                 if items:

@@ -1,15 +1,15 @@
 """`CachedImages`: images that are decoded once and read from the decoded cache afterwards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from datamodules.base import SPLITS, check_at_least
 from datamodules.cache import Items, PackedClasses, cache_key, load_or_build, reading
-from datamodules.decoding import Format, decode
+from datamodules.decoding import Format, Item, decode
 from datamodules.images import ImageDataModule
-from datamodules.storage import cache_folder, scratch
+from datamodules.storage import cache_folder, scratch, writing
 from lightning_ntk.errors import ConfigError, DataError
 
 
@@ -53,14 +53,19 @@ class CachedImages(ImageDataModule):
 
     def unreadable(self) -> Iterator[str]:
         """A line for each image that cannot be read, all splits looked through; nothing is cached."""
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        with writing(self.cache_dir, "data.cache_dir"):
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
         with scratch(self.cache_dir, "survey") as workspace, self.opened(workspace) as open_split:
             for items in (reading(open_split, split) for split in SPLITS):
-                for item in (item for own in items.values() for item in own):
-                    try:
-                        decode(item, self.form)
-                    except DataError as error:
-                        yield str(error)
+                yield from self.undecodable(item for own in items.values() for item in own)
+
+    def undecodable(self, items: Iterable[Item]) -> Iterator[str]:
+        """A line for each of these images that cannot be decoded."""
+        for item in items:
+            try:
+                decode(item, self.form)
+            except DataError as error:
+                yield str(error)
 
     # ---- written once ----------------------------------------------------------------------------------------------
 

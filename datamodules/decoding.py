@@ -61,8 +61,7 @@ def to_pixels(image: Image.Image, item: Item, form: Format) -> np.ndarray:
     """Crop, convert and resize one image."""
     if image.mode.startswith(("I", "F")):  # Pillow would clip it to white.
         raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; 8 are expected")
-    # A palette goes through RGB, and transparency is dropped, whatever the file's mode.
-    converted = image.convert("RGB" if form.channels == 3 else "L")
+    converted = opaque(image).convert("RGB" if form.channels == 3 else "L")  # A palette goes through RGB.
     if item.box is not None:
         converted = converted.crop(item.box)
     if converted.size != (form.size, form.size):
@@ -70,6 +69,14 @@ def to_pixels(image: Image.Image, item: Item, form: Format) -> np.ndarray:
     pixels = np.asarray(converted)
     pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
     return 255 - pixels if form.invert else pixels
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """The image on white, where parts of it are transparent: drawings often are black with their shape in alpha."""
+    if image.mode not in ("RGBA", "LA", "PA", "RGBa", "La") and "transparency" not in image.info:
+        return image
+    drawn = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
 def image_files(folder: Path) -> list[Path]:

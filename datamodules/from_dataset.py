@@ -36,7 +36,7 @@ class FromDataset(ImageDataModule):
         fractions: parts of the classes for training, validation and test; the second may be 0.
         split_seed: of the choice of classes for each part.
         image_size: side of the square that images are resized to, in pixels; None leaves them as they are.
-        channels: 3 (RGB) or 1 (grey); None takes that of the first image.
+        channels: 3 (RGB) or 1 (grey); None takes those of the images, which must then be of one kind.
         **episodes: see `ImageDataModule`.
     """
 
@@ -71,6 +71,7 @@ class FromDataset(ImageDataModule):
         self.split_seed = split_seed
         self.image_size = image_size
         self.channels = channels
+        self._first: int | None = None  # The item whose channels were taken, where none were given.
 
     def class_splits(self) -> dict[str, Classes]:
         labels = read_labels(self.dataset, self.labels)
@@ -122,8 +123,15 @@ class FromDataset(ImageDataModule):
             image = as_pil(image_of(self.dataset[number]))
         except UNREADABLE as error:
             raise DataError(f"Item {number} of data.dataset cannot be read: {error}") from error
+        channels = 1 if image.mode in ("1", "L") else 3
         if self.channels is None:
-            self.channels = 1 if image.mode in ("1", "L", "LA") else 3
+            self.channels, self._first = channels, number
+        if self._first is not None and channels != self.channels:
+            kinds = {1: "grey", 3: "RGB"}
+            raise DataError(
+                f"Item {number} of data.dataset is {kinds[channels]}, but item {self._first} is "
+                f"{kinds[self.channels]}. Set data.channels=3 or data.channels=1 for all."
+            )
         image = image.convert("L" if self.channels == 1 else "RGB")
         if self.image_size is not None and image.size != (self.image_size, self.image_size):
             image = image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
@@ -137,7 +145,8 @@ def no_dataset(**arguments: Any) -> None:
 
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raise `ConfigError` unless they are three parts of 1, those of training and test above 0."""
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or not fractions[0] * fractions[2]:
+    whole = len(fractions) == 3 and abs(sum(fractions) - 1) <= 1e-6  # False with NaN, too.
+    if not whole or min(fractions) < 0 or not fractions[0] * fractions[2]:
         raise ConfigError(
             "data.fractions must be three numbers that sum to 1, for train, val and test; the second alone may be 0, "
             f"but got {list(fractions)}."
@@ -176,7 +185,7 @@ def whole_numbers(values: Any, name: str) -> np.ndarray:
         if isinstance(values, list | tuple) and len(values) and isinstance(values[0], list | tuple):
             values = [pair[-1] for pair in values]
         labels = np.asarray(values)
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
         raise ConfigError(f"data.dataset's {name} cannot be read as labels: {error}. Set data.labels.") from error
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -191,14 +200,27 @@ def whole_numbers(values: Any, name: str) -> np.ndarray:
 def name_classes(dataset: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
     """The items of each class by its name: of `dataset.classes` where it has names for all labels, else the label."""
     present = np.unique(labels).tolist()
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
+    names = class_names(dataset)
     fits = isinstance(names, list | tuple) and present[0] >= 0 and present[-1] < len(names)
     known = [str(names[label]) for label in present] if fits else []
     if len(set(known)) != len(present):
         known = [str(label) for label in present]
     return {name: np.flatnonzero(labels == label) for name, label in zip(known, present, strict=True)}
+
+
+def class_names(dataset: Any) -> Any:
+    """The attribute `classes` of a dataset, of a part of one, or of several put together, which must agree in it."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    if not isinstance(dataset, ConcatDataset):
+        return getattr(dataset, "classes", None)
+    first, *others = [class_names(part) for part in dataset.datasets]
+    if any(other != first for other in others):
+        raise ConfigError(
+            "data.dataset is a ConcatDataset of parts with different `classes`, so that one label stands for different "
+            "classes. Give the parts common labels, and no `classes` or the same."
+        )
+    return first
 
 
 def split_by_fractions(names: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, list[str]]:

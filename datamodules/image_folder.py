@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from datamodules.base import SPLITS
-from datamodules.cache import Items
+from datamodules.cache import Items, reading
 from datamodules.cached import CachedImages
 from datamodules.decoding import Item, decode, image_files
 from datamodules.images import Classes
 from datamodules.splits import find_split_file, read_split
-from datamodules.storage import facts, visible
+from datamodules.storage import digest_some, facts, visible
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.paths import as_path
 
@@ -65,29 +65,36 @@ class ImageFolder(CachedImages):
         return self.split_file is not None or folders != ["test"]
 
     def prepare_data(self) -> None:
-        if self._is_large(self._folders()):
+        if reading(self._is_large, reading(self._folders)):
             super().prepare_data()
 
     def class_splits(self) -> dict[str, Classes]:
-        folders = self._folders()
-        if self._is_large(folders):
+        folders = reading(self._folders)
+        if reading(self._is_large, folders):
             return super().class_splits()
         return {
-            split: {name: np.stack([decode(Item(file), self.form) for file in image_files(path)]) for name, path in own}
+            split: {name: np.stack([decode(item, self.form) for item in reading(_items, path)]) for name, path in own}
             for split, own in ((split, classes.items()) for split, classes in folders.items())
         }
 
+    def unreadable(self) -> Iterator[str]:
+        for path in (path for classes in reading(self._folders).values() for path in classes.values()):
+            try:
+                yield from self.undecodable(reading(_items, path))
+            except DataError as error:
+                yield str(error)
+
     def made_from(self) -> list[Any]:
-        return [
-            [split, name, facts(path)] for split, own in self._folders().items() for name, path in sorted(own.items())
-        ]
+        classes = [(split, name, path) for split, own in self._folders().items() for name, path in sorted(own.items())]
+        known = [[split, name, facts(path)] for split, name, path in classes]
+        # Names, sizes and times agree between two variants of uncompressed images whose times were set.
+        files = [path / file for (_, _, path), (_, _, found) in zip(classes, known, strict=True) for file, *_ in found]
+        return [known, digest_some(files)]
 
     @contextlib.contextmanager
     def opened(self, workspace: Path) -> Iterator[Callable[[str], Items]]:
         folders = self._folders()
-        yield lambda split: {
-            name: [Item(file) for file in image_files(path)] for name, path in folders.get(split, {}).items()
-        }
+        yield lambda split: {name: _items(path) for name, path in folders.get(split, {}).items()}
 
     @staticmethod
     def _is_large(folders: dict[str, dict[str, Path]]) -> bool:
@@ -110,6 +117,10 @@ class ImageFolder(CachedImages):
         missing = [split for split in ("train", "test") if split not in splits and (self.trains or split == "test")]
         if missing:
             raise ConfigError(f"data.root={self.root} has no folder {' and no folder '.join(missing)}. {EXPECTED}")
+        if "val" not in splits:
+            meant = [p.name for p in visible(self.root) if p.is_dir() and p.name.lower().startswith(("val", "dev"))]
+            if meant:
+                raise ConfigError(f"data.root={self.root} has the folder {meant[0]}, but validation is val. Rename it.")
         return {
             split: {class_name(path): path for path in sorted(visible(folder)) if path.is_dir()}
             for split, folder in splits.items()
@@ -119,8 +130,13 @@ class ImageFolder(CachedImages):
         split_file = read_split(file)
         missing = [name for names in split_file.classes.values() for name in names if not (self.root / name).is_dir()]
         if missing:  # Only then are all folders looked through, for a name that is close.
-            split_file.check_known(_below(self.root), f"folder of {self.root}")
+            there = {name for names in split_file.classes.values() for name in names} - set(missing)
+            split_file.check_known({*_below(self.root), *there}, f"folder of {self.root}")
         return {split: {name: self.root / name for name in names} for split, names in split_file.classes.items()}
+
+
+def _items(folder: Path) -> list[Item]:
+    return [Item(file) for file in image_files(folder)]
 
 
 def class_name(folder: Path) -> str:

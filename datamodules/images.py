@@ -215,8 +215,12 @@ class ImageDataModule(EpisodicDataModule):
             self.prepare_data()
             splits = self._read_splits()
         except DataError as error:
-            return Survey(findings=list(self.unreadable()) or [str(error)])
-        survey = survey_images(splits, self.trains)
+            try:
+                findings = list(self.unreadable())
+            except DataError:  # What keeps the images from being looked through is what was met first.
+                findings = []
+            return Survey(findings=findings or [str(error)])
+        survey = survey_images(splits, self.trains, self.allow_shared_images)
         survey.findings += [reason for split, classes in splits.items() for reason in self.lacking(split, classes)]
         return survey
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datamodules.archives import unpack
-from datamodules.cache import Items
+from datamodules.cache import Items, reading
 from datamodules.cached import CachedImages
 from datamodules.download import digest, download
 from datamodules.splits import ClassSplit, find_split_file, read_split
@@ -163,7 +163,7 @@ class PublishedImages(CachedImages):
     @staticmethod
     def _check(archive: Path, part: Part) -> None:
         """Raise `DataError` unless an archive is the published one, where its checksum is known."""
-        if part.checksum and (checksum := digest(archive, part.checksum)) != part.checksum:
+        if part.checksum and (checksum := reading(digest, archive, part.checksum)) != part.checksum:
             raise DataError(
                 f"{archive} has the checksum {checksum}, but the published file has {part.checksum}: it is damaged or "
                 "another version. Get it again, or unpack it yourself if it is what you want."

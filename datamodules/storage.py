@@ -1,10 +1,11 @@
 """Where data sets and their caches lie, and writing there: all or nothing, one process at a time."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -95,6 +96,14 @@ def remove_leftovers(parent: Path, name: str) -> None:
 def visible(folder: Path) -> Iterator[Path]:
     """What lies in a folder, without what systems and editors hide there (.DS_Store, ._1.png, .ipynb_checkpoints)."""
     return (path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def digest_some(files: Sequence[Path], most: int = 16) -> str:
+    """SHA-256 of what at most so many files hold, evenly spaced among them: a sample, for a start must stay fast."""
+    digest = hashlib.sha256()
+    for file in files[:: max(1, -(-len(files) // most))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def facts(path: Path) -> list[tuple[str, int, int]]:

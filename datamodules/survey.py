@@ -15,10 +15,11 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass
 class Survey:
-    """`rows`: a dict of plain values for each split. `findings`: what is wrong, a line each."""
+    """`rows`: a dict of plain values for each split. `findings`: what is wrong, `notes`: what is not, a line each."""
 
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     findings: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def missing_splits(splits: Mapping[str, Classes], trains: bool = True) -> Iterator[str]:
@@ -35,7 +36,7 @@ def missing_splits(splits: Mapping[str, Classes], trains: bool = True) -> Iterat
             yield f"The data set has the split {split!r}; expected {', '.join(SPLITS)}."
 
 
-def survey_images(splits: Mapping[str, Classes], trains: bool = True) -> Survey:
+def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shared_images: bool = False) -> Survey:
     """The table of the splits; as findings what they share, and classes that are no images."""
     survey = Survey(findings=list(missing_splits(splits, trains)))
     for split, classes in splits.items():
@@ -44,7 +45,8 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True) -> Survey:
         if classes and not wrong:
             survey.rows.append(_row(split, classes))
     if len(survey.rows) == len(splits):
-        survey.findings += [*shared_classes(splits), *map(str, shared_images(splits))]
+        survey.findings += shared_classes(splits)
+        (survey.notes if allow_shared_images else survey.findings).extend(map(str, shared_images(splits)))
     shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
     if len(shapes) > 1:
         survey.findings.append(f"The splits have images of different shapes: {', '.join(map(str, sorted(shapes)))}.")

@@ -69,10 +69,11 @@ def survey(config: DictConfig, folder: Path) -> None:
     data = instantiate(config.data, "data", pl.LightningDataModule)
     found = data.survey()
     show(found.rows)
-    sys.stdout.writelines(f"{finding}\n" for finding in found.findings[:MOST_LINES])
-    if len(found.findings) > MOST_LINES:
-        sys.stdout.write(f"... and {len(found.findings) - MOST_LINES} more, in {FILES[0]}\n")
-    content = {"data": config.choices.data, "splits": found.rows, "findings": found.findings}
+    show_lines(found.findings)
+    if found.notes:
+        sys.stdout.write("By data.allow_shared_images=true not wrong:\n")
+        show_lines(found.notes)
+    content = {"data": config.choices.data, "splits": found.rows, "findings": found.findings, "notes": found.notes}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILES[0]).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -85,6 +86,13 @@ def survey(config: DictConfig, folder: Path) -> None:
     if found.findings:
         things = "1 thing is" if len(found.findings) == 1 else f"{len(found.findings)} things are"
         raise DataError(f"{things} wrong with data={config.choices.data}, listed above.")
+
+
+def show_lines(lines: list[str]) -> None:
+    """Print what a survey says. A file's name may hold bytes that are no text: they become question marks."""
+    sys.stdout.writelines(f"{line.encode(errors='replace').decode()}\n" for line in lines[:MOST_LINES])
+    if len(lines) > MOST_LINES:
+        sys.stdout.write(f"... and {len(lines) - MOST_LINES} more, in {FILES[0]}\n")
 
 
 def show(rows: list[dict]) -> None:

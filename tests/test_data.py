@@ -1,6 +1,7 @@
 """`lightning-ntk data`: what it prints, what it finds, what it writes."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def survey(capsys, *words, status=0):
     assert cli.main(["data", *words, "out=seen"]) == status
     output = capsys.readouterr()
     content = json.loads(Path("seen/data.json").read_text())
-    assert all(finding in output.out for finding in content["findings"])
+    shown = output.out
+    assert all(line.encode(errors="replace").decode() in shown for line in content["findings"] + content["notes"])
     return content, output
 
 
@@ -83,7 +85,7 @@ def test_a_picture_has_no_empty_bands_and_says_what_it_leaves_out(tmp_path, shot
 @pytest.mark.parametrize("data", ["sinusoid", "fourier"])
 def test_functions_are_drawn(data, capsys):
     content, _ = survey(capsys, f"data={data}")
-    assert content == {"data": data, "splits": [], "findings": []}
+    assert content == {"data": data, "splits": [], "findings": [], "notes": []}
     assert {(31, 119, 180), (255, 127, 14)} <= colours("seen/episodes.png"), "queries and support points"
 
 
@@ -96,6 +98,9 @@ def test_images_that_splits_share_are_found_and_the_picture_is_drawn(images, cap
     ]
     assert output.err == "lightning-ntk: 1 thing is wrong with data=image_folder, listed above.\n"
     assert Path("seen/episodes.png").exists()
+    allowed, output = survey(capsys, *FOLDER, "data.allow_shared_images=true")
+    assert (allowed["findings"], allowed["notes"]) == ([], content["findings"])
+    assert f"By data.allow_shared_images=true not wrong:\n{content['findings'][0]}\n" in output.out
 
 
 def test_classes_too_small_for_the_task_have_a_line_each(images, capsys):
@@ -124,6 +129,12 @@ def test_an_unreadable_image_is_a_line(images, capsys):
     content, _ = survey(capsys, *FOLDER, status=2)
     assert len(content["findings"]) == 1
     assert "val_1/2.png cannot be read" in content["findings"][0]
+    (images / "train" / "empty").mkdir()
+    os.rename(images / "val" / "val_1" / "2.png", os.fsencode(images / "val" / "val_1") + b"/\xe9.png")
+    content, _ = survey(capsys, *FOLDER, "data.cache_dir=/dev/null/x", status=2)
+    first, second = content["findings"]
+    assert "train/empty holds no images" in first
+    assert "val_1/?.png cannot be read" in second.encode(errors="replace").decode()
 
 
 class Broken(Dataset):

@@ -20,6 +20,7 @@ from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.methods.protonet import ProtoNet
 from lightning_ntk.methods.reptile import Reptile
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.run import Run
@@ -277,8 +278,11 @@ def test_bad_settings_name_their_key(settings, message):
 class Data:
     """Floats that were normalised before the network."""
 
-    def __init__(self, factor):
-        self.factor = factor
+    def __init__(self, factor, ways=3):
+        self.factor, self.ways = factor, ways
+
+    def task_settings(self):
+        return {"ways": self.ways}
 
     def draw(self, split, epoch, index):
         return dataclasses.replace(make_episode(), query_x=self.factor * make_episode().query_x)
@@ -296,6 +300,10 @@ def test_data_that_cannot_be_attacked_are_refused(tmp_path):
     method.spec = TaskSpec("classification", (1, 16, 16), 2)
     with pytest.raises(ConfigError, match="dlr needs three ways"):
         from_yaml(loss="dlr").prepare(Run(method, Data(1.0), config, tmp_path))
+    headless = adapted(ProtoNet)  # Its outputs are the ways of the test, whatever those of training.
+    from_yaml(loss="dlr").prepare(Run(headless, Data(1.0, ways=5), config, tmp_path))
+    with pytest.raises(ConfigError, match=r"adversarial\.loss=dlr needs three ways or more, but data\.eval_ways is 2"):
+        from_yaml(loss="dlr").prepare(Run(headless, Data(1.0, ways=2), config, tmp_path))
     config.choices.method = "reptile"
     with pytest.raises(ConfigError, match=r"through_adaptation needs gradients .* method=reptile does not pass on"):
         from_yaml(through_adaptation=True).prepare(Run(adapted(Reptile), Data(1.0), config, tmp_path))

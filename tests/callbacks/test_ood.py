@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import brier_score_loss
 from test_evaluate import write_images
 from test_train import TINY, TINY_SINE, rows, run
+from torch.utils.data import Dataset
 
 from callbacks.ood import OutOfDistribution
 from callbacks.ood_scores import calibration_error, difference_of_sets, scores
@@ -83,6 +84,40 @@ def test_images_of_ones_own_are_a_target_and_become_what_the_network_takes(tmp_p
     assert "ood/digits/accuracy" not in result.metrics
 
 
+def test_a_targets_own_shape_is_the_one_that_is_drawn(tmp_path, monkeypatch):
+    drawn = []
+    plain = MAML.adapt
+    monkeypatch.setattr(MAML, "adapt", lambda self, x, y: (drawn.append(len(x)), plain(self, x, y))[1])
+    target = "{digits: {ways: 2, shots: 2}}"
+    words = ["callbacks=ood", f"callbacks.ood.targets={target}", "callbacks.ood.corruptions=[]"]
+    run(*TINY_GLYPHS, "data.shots=3", "method=maml", *words, "callbacks.ood.test_episodes=2")
+    assert set(drawn) == {9, 4}, "three ways of three shots, and two of two"
+
+
+class Signs(Dataset):
+    targets = tuple(range(10)) * 9
+
+    def __init__(self, *, size: int) -> None:
+        self.size = size
+
+    def __len__(self):
+        return 90
+
+    def __getitem__(self, number):
+        return np.random.default_rng(number).integers(0, 256, (self.size, self.size), dtype=np.uint8), number % 10
+
+
+def test_a_torch_dataset_and_a_whole_config_are_targets(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    signs = "{signs: {data: from_dataset, dataset: {_target_: test_ood.Signs, size: 12}, fractions: [0.5, 0, 0.5]}}"
+    words = ["callbacks=ood", f"callbacks.ood.targets={signs}", "callbacks.ood.corruptions=[]"]
+    result = run(*TINY_GLYPHS, "method=maml", *words, "callbacks.ood.test_episodes=2", folder="images")
+    assert len(result.probes["ood"]["episodes"]["ood/signs/accuracy"]) == 2
+    words = ["callbacks=ood", "callbacks.ood.targets={noisy: {_target_: datamodules.fourier.Fourier}}"]
+    result = run(*TINY_SINE, *words, "callbacks.ood.test_episodes=2", folder="functions")
+    assert len(result.probes["ood"]["episodes"]["ood/noisy/mse"]) == 2
+
+
 def test_regression_has_errors_and_their_rise(tmp_path):
     (tmp_path / "conf" / "data").mkdir(parents=True)
     chosen = ["callbacks=ood", "callbacks.ood.targets={other: {data: sinusoid, eval_seed: 1}}"]
@@ -116,7 +151,7 @@ def test_regression_has_errors_and_their_rise(tmp_path):
         (
             [*TINY_GLYPHS, "data.ways=12", "data.queries=2"],
             ["callbacks.ood.targets=[digits]"],
-            r"targets\.digits: .*ways=12 classes are asked of an episode, but the test split has 10",
+            r"targets\.digits: .*ways=12 classes .* the test split has 10.*targets={digits: {KEY: VALUE}}",
         ),
     ],
 )

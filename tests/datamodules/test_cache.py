@@ -99,7 +99,7 @@ def test_the_key_follows_what_it_is_made_from(tmp_path):
     assert cache_key("x", 8, storage.facts(tmp_path)) == renamed
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "no index", "index", "another dtype"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "no index", "index", "a list", "nothing", "another dtype"])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     folder = tmp_path / "data-1"
     expected = load_or_build(folder, FORM, SPLITS, opened)["test"].digest
@@ -108,6 +108,8 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         (folder / INDEX).unlink()
     elif damage == "index":
         (folder / INDEX).write_text((folder / INDEX).read_text()[:-10])
+    elif damage in ("a list", "nothing"):
+        (folder / INDEX).write_text("[]" if damage == "a list" else "{}")
     elif damage == "another dtype":
         np.save(array, np.zeros((12, 3, 8, 8), dtype=np.float32))
     else:

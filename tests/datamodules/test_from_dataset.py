@@ -60,7 +60,7 @@ GREY = PIXELS[..., 0]
         (Image.fromarray(GREY).convert("P"), None),
         (PIXELS, PIXELS),
         (PIXELS.transpose(2, 0, 1), PIXELS),
-        (np.concatenate([PIXELS, PIXELS[..., :1]], axis=-1), PIXELS),
+        (np.dstack([PIXELS, np.full_like(GREY, 255)]), PIXELS),
         (GREY, GREY),
         (GREY[..., None], GREY),
         (GREY[None], GREY),
@@ -198,6 +198,27 @@ def test_classes_have_the_names_of_the_dataset():
     assert set(make(dataset).class_sizes("train")) < {str(k) for k in range(8)}
 
 
+def test_parts_put_together_must_agree_in_their_classes():
+    first, second = Labelled(), Labelled()
+    first.classes, second.classes = ([f"{letter}{k}" for k in range(8)] for letter in "ab")
+    with pytest.raises(ConfigError, match="parts with different `classes`"):
+        make(ConcatDataset([first, second]))
+    second.classes = first.classes
+    assert set(make(ConcatDataset([first, second])).class_sizes("train")) < set(first.classes)
+
+
+def test_grey_images_among_coloured_ones_need_channels():
+    class Mixed(Labelled):
+        def __getitem__(self, number):
+            image, label = super().__getitem__(number)
+            return (image[..., 0] if label == 3 else image), label
+
+    for seed in range(3):
+        with pytest.raises(DataError, match=r"is (grey, but item \d+ is RGB|RGB, but item \d+ is grey)\. Set"):
+            make(Mixed(), split_seed=seed)
+    assert make(Mixed(), channels=3).spec.input_shape[0] == 3
+
+
 # ---- splits --------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +256,7 @@ def test_a_split_file_names_the_classes(tmp_path):
     [
         ({"fractions": [0.5, 0.5]}, r"data\.fractions must be three numbers"),
         ({"fractions": [0.5, 0.1, 0.1]}, r"data\.fractions"),
+        ({"fractions": [float("nan"), 0, 0.2]}, r"data\.fractions"),
         ({"fractions": [0.8, 0.2, 0.0]}, r"data\.fractions"),
         ({"channels": 4}, r"data\.channels"),
         ({"image_size": 4}, r"data\.image_size"),

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from datamodules import image_folder
+from datamodules.any_image import as_pil
+from datamodules.decoding import Format, Item, decode
 from datamodules.image_folder import ImageFolder
 from datamodules.storage import cache_folder
 from lightning_ntk.errors import ConfigError, DataError
@@ -245,7 +247,73 @@ def test_all_unreadable_images_are_found(folders, tmp_path):
     data = ImageFolder(root=str(folders), cache_dir=str(tmp_path / "cache"))
     found = list(data.unreadable())
     assert [line.split("/images/")[1].split(" ")[0] for line in found] == ["train/train_1/0.png", "test/test_2/3.png"]
-    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_two_variants_whose_files_look_alike_have_caches_of_their_own(folders, monkeypatch, tmp_path):
+    monkeypatch.setattr(image_folder, "CACHED_FROM", 1)
+    other = tmp_path / "noisy"
+    for file in sorted(folders.rglob("*.png")):
+        target = (other / file.relative_to(folders)).with_suffix(".bmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.open(file)
+        image.save(file.with_suffix(".bmp"))
+        Image.fromarray(255 - np.asarray(image)).save(target)
+        file.unlink()
+        for written in (file.with_suffix(".bmp"), target):
+            os.utime(written, (1e9, 1e9))
+    first, second = (make(root, cache_dir=str(tmp_path / "cache")) for root in (folders, other))
+    assert len(list((tmp_path / "cache").glob("imagefolder-*/train.npy"))) == 2
+    difference = (255 - first.draw("test", 0, 0).query_x.int()) - second.draw("test", 0, 0).query_x.int()
+    assert difference.abs().max() <= 1, "resizing rounds"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    drawn = np.zeros((8, 8, 4), dtype=np.uint8)
+    drawn[2:5, 2:5, 3] = 255  # A black square whose shape is in alpha alone.
+    image = Image.fromarray(drawn).convert("LA" if mode == "LA" else "RGBA")
+    if mode == "P":
+        image = Image.fromarray(np.where(drawn[..., 3] == 255, 0, 1).astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        image.info["transparency"] = 1
+    image.save(tmp_path / "x.png")
+    expected = np.where(drawn[..., 3] == 255, 0, 255)
+    for channels in (1, 3):
+        assert np.array_equal(decode(Item(tmp_path / "x.png"), Format(8, channels))[0], expected)
+        assert np.array_equal(np.asarray(as_pil(Image.open(tmp_path / "x.png")).convert("L")), expected)
+    if mode == "RGBA":
+        assert np.array_equal(np.asarray(as_pil(drawn))[..., 0], expected)
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "Val", "dev"])
+def test_a_misspelt_validation_folder_is_named(folders, name):
+    (folders / "val").rename(folders / name)
+    with pytest.raises(ConfigError, match=f"has the folder {name}, but validation is val"):
+        make(folders)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+@pytest.mark.parametrize("place", [".", "train", "train/train_1"])
+def test_a_folder_that_may_not_be_read_is_named(folders, place, monkeypatch):
+    for path in (folders, *folders.parents):
+        monkeypatch.chdir("/")
+        path.chmod(path.stat().st_mode | 0o055)
+    (folders / place).chmod(0)
+    try:
+        os.seteuid(65534)
+        with pytest.raises(DataError, match=r"cannot be read: Permission denied"):
+            make(folders)
+    finally:
+        os.seteuid(0)
+        (folders / place).chmod(0o755)
+
+
+def test_a_missing_class_is_named_though_another_lies_behind_a_link(folders, tmp_path):
+    (tmp_path / "linked").symlink_to(folders / "train")
+    (tmp_path / "split.csv").write_text("split,class\ntrain,linked/train_0\ntest,images/test/tset_1\n")
+    with pytest.raises(DataError, match=r"names class 'images/test/tset_1'"):
+        make(tmp_path, split_file=str(tmp_path / "split.csv"))
 
 
 def test_a_root_with_test_alone_is_a_data_set_to_test_on(folders):
