@@ -1,12 +1,23 @@
 """Mixed precision: what computes in 16 bits and what must not."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from test_contract import make, tasks
 from test_train import TINY, run
 
 from lightning_ntk import evaluate, train
+from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.methods.meta_rkhs_i import MetaRKHSI
+from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.networks.conv4 import Conv4
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 SETTINGS = [*TINY, "data=glyphs", "data.ways=3", "data.queries=5", "network.filters=4", "steps=4"]
 
@@ -19,8 +30,7 @@ def test_meta_rkhs_ii_trains_in_mixed_precision_as_in_full():
     full = run(*SETTINGS, "method=meta_rkhs_ii", folder="full")
     mixed = run(*SETTINGS, "method=meta_rkhs_ii", "trainer.precision=bf16-mixed", folder="mixed")
     assert all(torch.equal(value, parameters("mixed")[key]) for key, value in parameters("full").items())
-    # Predictions do run under autocast.
-    assert mixed.metrics["test/accuracy"] == pytest.approx(full.metrics["test/accuracy"], abs=0.05)
+    assert mixed.metrics["test/accuracy"] == full.metrics["test/accuracy"]
 
 
 def test_meta_rkhs_ii_follows_the_scaled_loss_of_float16():
@@ -50,3 +60,33 @@ def test_a_kernel_of_rounded_parameters_is_refused(precision, tmp_path):
     train.main([*SETTINGS, "method=meta_rkhs_ii", "run_dir=run", "test=false"])
     with pytest.raises(ConfigError, match=rf"precision={precision} rounds"):
         evaluate.main(["run=run", f"trainer.precision={precision}"])
+
+
+@pytest.mark.parametrize("norm", ["none", "group", "batch"])
+@pytest.mark.parametrize(("kind", "settings"), [(MetaRKHSI, {}), (MetaRKHSI, {"euler_steps": 1}), (MetaRKHSII, {})])
+def test_both_methods_of_the_kernel_compute_the_same_under_autocast(kind, settings, norm):
+    torch.manual_seed(0)
+    method = kind(Conv4((1, 32, 32), 3, filters=8, norm=norm), TaskSpec("classification", (1, 32, 32), 3), **settings)
+    episodes = tasks("classification")
+    loss, outputs = method.meta_loss(episodes), method.predict(episodes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method.meta_loss(episodes), loss)
+        assert torch.equal(method.predict(episodes), outputs)
+
+
+@pytest.mark.parametrize("setting", ["highest", "high", "medium", "new", "old"])
+def test_the_processs_precision_is_put_back(setting):
+    code = (
+        "import sys, torch\nfrom lightning_ntk.ntk.precision import full_precision\n"
+        "if sys.argv[1] == 'new': torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "elif sys.argv[1] == 'old': torch.backends.cuda.matmul.allow_tf32 = True\n"
+        "else: torch.set_float32_matmul_precision(sys.argv[1])\n"
+        "state = lambda: [p.fp32_precision for p in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]\n"
+        "before = state()\n"
+        "with full_precision('cpu'): assert state() == ['ieee', 'ieee']\n"
+        "assert state() == before\n"
+        "if sys.argv[1] not in ('new', 'old'): assert torch.get_float32_matmul_precision() == sys.argv[1]\n"
+    )
+    if not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("this PyTorch has the old flags alone")
+    subprocess.run([sys.executable, "-c", code, setting], check=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})

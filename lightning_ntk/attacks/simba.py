@@ -39,7 +39,7 @@ def simba(
 
     One direction costs an image one or two queries, whose number is counted without the first look at the clean image
     (as in the authors' code). A pixel changes at most by `step` ("pixel"), an image at most by `step` sqrt(directions)
-    in l2 (both).
+    in l2: "pixel" always, "dct" where no pixel was cut to [0, 1], which turns moves out of their directions.
 
     Args:
         predict: images to logits; no gradient is taken.

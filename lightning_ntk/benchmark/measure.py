@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from lightning_ntk.errors import LightningNTKError
+from lightning_ntk.ntk.precision import without_tf32
 
 # What a work may fail of without ending the benchmark: memory, a missing peer, an operation that a device lacks.
 FAILURES = (RuntimeError, MemoryError, LightningNTKError)
@@ -117,11 +118,10 @@ def first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def float32_and_threads(threads: int | None) -> Iterator[None]:
     """Full float32 products (no TF32) and a number of CPU threads, for the while."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.get_num_threads()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.set_num_threads(threads or before[2])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     try:
-        yield
+        with without_tf32():
+            yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
-        torch.set_num_threads(before[2])
+        torch.set_num_threads(before)

@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
@@ -86,9 +87,13 @@ class MetaLearner(pl.LightningModule):
         return torch.stack([self.adapt(task.support_x, task.support_y)(task.query_x) for task in episodes])
 
     def score(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Per-task scores `[T]` of outputs `[T, m, C]`: accuracy in [0, 1], or the mean squared error in regression."""
+        """Per-task scores `[T]` of outputs `[T, m, C]`: accuracy in [0, 1], or the mean squared error in regression.
+
+        NaN where an adaptation has left the finite numbers: the largest of such outputs means nothing.
+        """
         if self.spec.kind == "classification":
-            return {"accuracy": (outputs.argmax(-1) == targets).double().mean(-1)}
+            accuracy = (outputs.argmax(-1) == targets).double().mean(-1)
+            return {"accuracy": accuracy.where(outputs.isfinite().all(-1).all(-1), math.nan)}
         return {"mse": (outputs.double() - targets.double()).square().mean((-2, -1))}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -154,6 +159,12 @@ class MetaLearner(pl.LightningModule):
     def _log_scores(self, split: str) -> None:
         self.scores = self._gather_scores()
         for name, values in self.scores.items():
+            lost = sum(math.isnan(value) for value in values)
+            if lost:
+                rank_zero_warn(
+                    f"{split}/{name} is NaN: the adaptation to {lost} of {len(values)} tasks has left the finite "
+                    "numbers. Lower method.inner_lr or method.alpha, or set method.ridge, as the method has them."
+                )
             mean, half_width = mean_and_ci95(values)
             # All ranks hold the same gathered scores, so nothing is left to synchronise.
             self.log(f"{split}/{name}", mean, prog_bar=True, sync_dist=False)

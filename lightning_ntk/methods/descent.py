@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner, Predictor
+from lightning_ntk.methods.inner_loop import check_is_function
 from lightning_ntk.ntk.jacobian import Params, functional
 
 # Tasks share the overhead of a step, which is most of it where they are small. Above this part of the examples that are
@@ -29,6 +30,7 @@ class DescentLearner(MetaLearner):
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
+        check_is_function(self.network)
         self.planner = Planner(coupled=getattr(self.network, "couples_examples", True))
 
     def adapted_params(self, support_x: Tensor, support_y: Tensor) -> Params:
@@ -85,7 +87,9 @@ def descend(
     with torch.enable_grad():
         for x, y in batches:
             losses = task_losses(objective, leaves, x, y)
-            gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
+            gradients = torch.autograd.grad(
+                losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
             for leaf, gradient in zip(leaves.values(), gradients, strict=True):
                 # A fused optimiser goes through memory in order, whatever the strides: a vmap's gradient has others.
                 leaf.grad = gradient.contiguous()

@@ -104,7 +104,9 @@ class MAML(MetaLearner):
         self, module: nn.Module, x: Tensor, y: Tensor, steps: int, first_order: bool
     ) -> Iterator[nn.Module]:
         """The clone after 0, 1, ..., `steps` gradient steps: one module, changed whenever the next is asked for."""
-        learner = self._algorithm(module, lr=self.inner_lr, first_order=first_order).clone()
+        # Parameters that are frozen, or that nothing uses, stay as they are.
+        algorithm = self._algorithm(module, lr=self.inner_lr, first_order=first_order, allow_nograd=True)
+        learner = algorithm.clone()
         yield learner
         for step in range(steps):
             if self.inner_lrs is not None:

@@ -14,8 +14,9 @@ from lightning_ntk.energy.tasks import Planner, each_task
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_choice, check_inner_loop
+from lightning_ntk.methods.inner_loop import check_choice, check_inner_loop, check_is_function
 from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, functional
+from lightning_ntk.ntk.precision import full_precision, in_full_precision
 
 ENERGIES = ("euler", "cross", "literal")
 ADAPTATIONS = ("gradient_descent", "euler")
@@ -73,6 +74,7 @@ class MetaRKHSI(MetaLearner):
         lr: float = 5e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)
+        check_is_function(network, compiled=compile)
         check_choice(energy, ENERGIES, "energy")
         if adaptation not in (*ADAPTATIONS, None):
             raise ConfigError(
@@ -103,6 +105,10 @@ class MetaRKHSI(MetaLearner):
         self.planner = Planner(tasks_per_chunk=tasks_per_chunk, coupled=self.coupled, outputs=outputs)
 
     def meta_loss(self, episodes: Episode) -> Tensor:
+        with full_precision(self.device.type):
+            return self._meta_loss(episodes)
+
+    def _meta_loss(self, episodes: Episode) -> Tensor:
         data = (episodes.support_x, episodes.support_y, episodes.query_x, episodes.query_y)
         network, params = functional(self.network)
         plan = self.planner.chunks(network, params, episodes.support_x, episodes.query_x)
@@ -176,6 +182,11 @@ class MetaRKHSI(MetaLearner):
         super().check_finite(loss)
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
+        with full_precision(self.device.type):
+            predictor = self._adapt(support_x, support_y)
+        return in_full_precision(predictor, self.device.type)
+
+    def _adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         network, params = functional(self.network)
         params = {name: p.detach() for name, p in params.items()}
         if self.adaptation == "euler" and self._by_kernel(examples=support_x.shape[0]):

@@ -13,9 +13,10 @@ from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, Predictor
+from lightning_ntk.methods.inner_loop import check_is_function
 from lightning_ntk.ntk.flow import Approximation, check_flow_settings
 from lightning_ntk.ntk.jacobian import functional
-from lightning_ntk.ntk.precision import full_precision
+from lightning_ntk.ntk.precision import full_precision, in_full_precision
 
 # Backward passes of single images, for one task's support Jacobian, from which on a user should know what they cost.
 MANY_PASSES = 20_000
@@ -68,6 +69,7 @@ class MetaRKHSII(MetaLearner):
         lr: float = 1e-2,
     ) -> None:
         super().__init__(network, spec, lr=lr)
+        check_is_function(network, compiled=compile)
         t = float(t)
         check_flow_settings(t, approximation, ridge)
         if not 0 <= rank_tolerance < 1:
@@ -94,7 +96,7 @@ class MetaRKHSII(MetaLearner):
         """Real targets `[n, C]`: shifted one-hot vectors of class numbers `[n]`, or y itself in regression."""
         if self.spec.kind == "regression":
             return y
-        return F.one_hot(y, self.spec.outputs).to(self.network.head.weight.dtype) - 1 / self.spec.outputs
+        return F.one_hot(y, self.spec.outputs).to(next(self.network.parameters()).dtype) - 1 / self.spec.outputs
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Least squares on one-hot vectors estimates probabilities themselves: the outputs without their shift, cut to
@@ -146,4 +148,5 @@ class MetaRKHSII(MetaLearner):
         with full_precision(self.device.type):
             pairs = self.planner.chunks(network, params, support_x[None], support_x[None]).pairs
             targets = self.regression_targets(support_y)
-            return energy.adapt(network, params, support_x, targets, self.how, pairs_at_once=pairs)
+            predictor = energy.adapt(network, params, support_x, targets, self.how, pairs_at_once=pairs)
+        return in_full_precision(predictor, self.device.type)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.inner_loop import learn2learn_algorithm
 from lightning_ntk.methods.maml import MAML
 
@@ -50,6 +51,12 @@ class MetaSGD(MAML):
             multi_step_loss=multi_step_loss,
             lr=lr,
         )
+        frozen = next((name for name, p in network.named_parameters() if not p.requires_grad), None)
+        if frozen is not None:
+            raise ConfigError(
+                f"method=meta_sgd learns a step size for every parameter, but the network's {frozen} is frozen. Use "
+                "method=maml, which leaves it as it is, or train it too."
+            )
         self.step_sizes = nn.ParameterList(torch.full_like(p, inner_lr) for p in network.parameters())
         self._algorithm = learn2learn_algorithm("MetaSGD")
 

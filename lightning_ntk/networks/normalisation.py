@@ -36,6 +36,9 @@ class BatchStatistics(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        # As PyTorch does, statistics of 16-bit numbers in 32 bits.
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return x * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
+        result = x * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
+        return result.to(torch.result_type(x, self.weight))

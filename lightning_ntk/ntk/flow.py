@@ -45,8 +45,10 @@ class GradientFlow:
             errors of a positive semidefinite matrix, are set to 0.
         t: time, in (0, inf].
         approximation: "exact", or the exponential by a Pade fraction: "pade11" [1/1] or "pade22" [2/2].
-        ridge: added to every eigenvalue. At t = inf a positive ridge is what keeps directions that the kernel does not
-            see (eigenvalues at rounding level) from being divided by nothing.
+        ridge: added to every eigenvalue. At t = inf a positive ridge is what keeps directions that the kernel hardly
+            sees (eigenvalues at the rounding level of a kernel that was computed in float32) from being divided by next
+            to nothing. Those that it does not see at all, by the rounding of float64, are left out: there Theta(x, X)
+            is 0 as well, so that the flow's limit is the pseudo-inverse.
     """
 
     def __init__(self, kernel: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0) -> None:
@@ -104,7 +106,8 @@ class _GradientFlowFunction(torch.autograd.Function):
 
 def _phi(lam: Tensor, t: float, approximation: Approximation) -> Tensor:
     if math.isinf(t):
-        return 1 / lam
+        seen = lam > lam.shape[-1] * torch.finfo(lam.dtype).eps * lam.amax(-1, keepdim=True)
+        return torch.where(seen, 1 / torch.where(seen, lam, 1.0), 0.0)
     z = t * lam
     if approximation == "pade11":
         return t / (1 + z / 2)
@@ -116,8 +119,9 @@ def _phi(lam: Tensor, t: float, approximation: Approximation) -> Tensor:
 def _divided_differences(lam: Tensor, phi: Tensor, t: float, approximation: Approximation) -> Tensor:
     """Phi_ij = (phi(lam_i) - phi(lam_j)) / (lam_i - lam_j), and phi'(lam_i) where they are equal. `[..., N, N]`."""
     products = phi.unsqueeze(-1) * phi.unsqueeze(-2)
-    if math.isinf(t):
-        return -products
+    if math.isinf(t):  # With phi = 0 where the pseudo-inverse has left out an eigenvalue: 1 / lam_j^2 beside another.
+        x, y = phi.unsqueeze(-1), phi.unsqueeze(-2)
+        return -products + torch.where(x == 0, y.square(), 0.0) + torch.where(y == 0, x.square(), 0.0)
     if approximation == "pade11":  # phi = t / q(lam): Phi = -phi_i phi_j q[lam_i, lam_j] / t
         return -products / 2
     x, y = (t * lam).unsqueeze(-1), (t * lam).unsqueeze(-2)

@@ -181,7 +181,8 @@ class Jacobian:
 
     def _rows_and_outputs(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor]:
         """Rows of examples that are not coupled, and their outputs `[n, C]`."""
-        if not (x.requires_grad or is_functorch_wrapped_tensor(x)):
+        wrapped = any(map(is_functorch_wrapped_tensor, (x, *self.params.values())))
+        if not (x.requires_grad or wrapped):
             plain = getattr(self.network, "plain", self.network)
             parts = [layer_rows(plain, self.params, part) for part in in_chunks(x, pairs_at_once)]
             if None not in parts:

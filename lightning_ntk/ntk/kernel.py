@@ -38,10 +38,15 @@ def empirical_ntk(
         by_layer: give the part of each layer, `{module name: kernel}`; the kernel is their sum.
 
     Raises:
-        ConfigError: an unknown kind, or rows that do not fit into memory; the message says what would.
+        ConfigError: an unknown kind, no examples, or rows that do not fit into memory; the message says what would.
     """
     if kind not in ("full", "trace", "mean_trace"):
         raise ConfigError(f"Expected argument `kind` to be 'full', 'trace' or 'mean_trace', but got {kind!r}.")
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None and not len(x):
+            raise ConfigError(
+                f"Expected argument `{name}` to hold an example or more, but its shape is {list(x.shape)}."
+            )
     j1 = Jacobian(network, params, x1, coupled=coupled)
     j2 = j1 if x2 is None else Jacobian(network, params, x2, coupled=coupled)
     pairs = footprint(network, params, x1).pairs_at_once(x1.device)
@@ -61,19 +66,20 @@ def empirical_ntk(
         name: torch.cat([torch.cat([blocks[i, j][name] for j in starts2], dim=1) for i in starts1])
         for name in blocks[0, 0]
     }
-    kernels = {name: kernel.to(x1.dtype) for name, kernel in kernels.items()}
+    dtype = next(iter(params.values())).dtype  # Inputs may be whole numbers.
+    kernels = {name: kernel.to(dtype) for name, kernel in kernels.items()}
     return kernels if by_layer else kernels[ALL]
 
 
 def fitting_chunk(j1: Jacobian, j2: Jacobian, chunk_size: int | None) -> int:
     """The number of examples whose rows to hold, checked against the free memory before any work is done."""
     of_one = j1.output_count * sum(p.numel() * p.element_size() for p in j1.params.values())
-    sides = 1 if j2 is j1 else 2
     largest = max(j1.x.shape[0], j2.x.shape[0])
     planned = int(PLANNED_PART * available_bytes(j1.x.device))
     if chunk_size is not None and chunk_size < 1:
         raise ConfigError(f"chunk_size must be at least 1 example, but got {chunk_size}.")
     wanted = min(largest, chunk_size or largest)
+    sides = 1 if j2 is j1 and wanted == largest else 2
     if sides * wanted * of_one <= planned:
         return wanted
     fits = planned // (2 * of_one)

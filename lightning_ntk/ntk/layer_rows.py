@@ -6,6 +6,7 @@ layers served are `F.conv2d`, `F.linear` on vectors, and the affine part of `F.g
 parameters in any other way is left to `ntk.jacobian`, whose vmap serves everything.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -26,30 +27,56 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
 
     Everything is computed on detached values.
     """
+    if torch.is_autocast_enabled(x.device.type) or not x.is_floating_point():
+        return None
     with torch.enable_grad():
-        with _Capture(params) as capture:
-            outputs = network(params, x.detach())
+        with _Capture(params, len(x)) as capture:
+            # All that follows from the examples has a graph, what does not is none of a layer's business.
+            outputs = network(params, x.detach().requires_grad_().clone())  # No leaf: it may be written over.
         if capture.unserved or capture.seen != set(params) or not outputs.requires_grad:
             return None
-        layer_outputs = [output for output, _ in capture.layers]
+        if any(layer.was_written_over() for layer in capture.layers):
+            return None
+        edges = [layer.edge for layer in capture.layers]
         found: dict[str, list[Tensor]] = {name: [] for name in params}
         for c in range(outputs.shape[1]):
             more = c + 1 < outputs.shape[1]
-            cotangents = torch.autograd.grad(outputs[:, c].sum(), layer_outputs, retain_graph=more)
+            cotangents = torch.autograd.grad(outputs[:, c].sum(), edges, retain_graph=more, allow_unused=True)
             with torch.no_grad():
-                for cotangent, (_, rows_of) in zip(cotangents, capture.layers, strict=True):
-                    for name, rows in rows_of(cotangent).items():
+                for cotangent, layer in zip(cotangents, capture.layers, strict=True):
+                    # A layer that this output does not use has none.
+                    cotangent = layer.zeros() if cotangent is None else cotangent
+                    for name, rows in layer.rows_of(cotangent).items():
                         found[name].append(rows)
     return {name: torch.stack(rows, dim=1) for name, rows in found.items()}, outputs.detach()
 
 
-class _Capture(TorchFunctionMode):
-    """Keeps the output of each layer, and how its parameters' rows follow from the output's cotangents."""
+class _Layer:
+    """A layer's place in the graph, and how its parameters' rows follow from the cotangents of its output.
 
-    def __init__(self, params: Params) -> None:
+    The place stays that of the layer when its output is written over (`nn.ReLU(inplace=True)`), which changes what the
+    tensor stands for. Its input must stay, as it is needed for the rows.
+    """
+
+    def __init__(self, input: Tensor, output: Tensor, rows_of: RowsOf) -> None:
+        self.edge = torch.autograd.graph.get_gradient_edge(output)
+        self.rows_of = rows_of
+        self.zeros = functools.partial(torch.zeros, output.shape, dtype=output.dtype, device=output.device)
+        self._input, self._version = input.detach(), input._version
+
+    def was_written_over(self) -> bool:
+        """Whether its input is no longer what it was."""
+        return self._input._version != self._version
+
+
+class _Capture(TorchFunctionMode):
+    """Keeps each layer that parameters `params` have, of those whose input is n examples."""
+
+    def __init__(self, params: Params, n: int) -> None:
         super().__init__()
         self.names = {id(p): name for name, p in params.items()}
-        self.layers: list[tuple[Tensor, RowsOf]] = []
+        self.n = n
+        self.layers: list[_Layer] = []
         self.seen: set[str] = set()
         self.unserved = False
 
@@ -64,17 +91,19 @@ class _Capture(TorchFunctionMode):
         if result is None:
             self.unserved = True
             return func(*args, **kwargs)
-        output, rows_of = result
-        if not output.requires_grad:  # The first layers: here the graph begins. (Hooks on modules want no leaf.)
-            output = output.requires_grad_().view_as(output)
-        self.layers.append((output, rows_of))
+        input, output, rows_of = result
+        self.layers.append(_Layer(input, output, rows_of))
         return output
+
+    def _is_examples(self, input: Tensor, dims: int) -> bool:
+        """Whether an input is made of the examples, the first axis theirs, and is no parameter."""
+        return input.dim() == dims and len(input) == self.n and input.requires_grad and id(input) not in self.names
 
     def _name(self, parameter: Tensor | None) -> str | None:
         return self.names.get(id(parameter))
 
     def _conv2d(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        if input.dim() != 4 or isinstance(padding, str):
+        if not self._is_examples(input, 4) or isinstance(padding, str):
             return None
         if input.device.type == "cpu":
             input = input.contiguous(memory_format=torch.channels_last)
@@ -90,10 +119,10 @@ class _Capture(TorchFunctionMode):
                 rows[names[1]] = cotangent.sum((2, 3))
             return rows
 
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups), rows_of
+        return input, torch.conv2d(input, weight, bias, stride, padding, dilation, groups), rows_of
 
     def _linear(self, input, weight, bias=None):
-        if input.dim() != 2:
+        if not self._is_examples(input, 2):
             return None
         seen, names = input.detach(), (self._name(weight), self._name(bias))
 
@@ -101,10 +130,10 @@ class _Capture(TorchFunctionMode):
             rows = {names[0]: cotangent[:, :, None] * seen[:, None, :], names[1]: cotangent}
             return {name: row for name, row in rows.items() if name}
 
-        return F.linear(input, weight, bias), rows_of
+        return input, F.linear(input, weight, bias), rows_of
 
     def _group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5):
-        if input.dim() != 4 or weight is None or bias is None:
+        if not self._is_examples(input, 4) or weight is None or bias is None:
             return None
         normalised = F.group_norm(input, num_groups, eps=eps)
         seen, names = normalised.detach(), (self._name(weight), self._name(bias))
@@ -113,4 +142,4 @@ class _Capture(TorchFunctionMode):
             rows = {names[0]: (cotangent * seen).sum((2, 3)), names[1]: cotangent.sum((2, 3))}
             return {name: row for name, row in rows.items() if name}
 
-        return normalised * weight[:, None, None] + bias[:, None, None], rows_of
+        return normalised, normalised * weight[:, None, None] + bias[:, None, None], rows_of

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_ntk.ntk import norms
 from lightning_ntk.ntk.convolution import convolve, geometry_of
 from lightning_ntk.ntk.pooling import Window, max_pool
 from lightning_ntk.ntk.standardise import standardise
@@ -14,10 +15,18 @@ from lightning_ntk.ntk.standardise import standardise
 SMALLEST_IMAGE = 20480
 
 
-class engine_layers(TorchFunctionMode):
-    """Inside, `F.conv2d`, `F.max_pool2d` and `F.group_norm` of any network are the engine's.
+# Served at any size: PyTorch's own are wrong.
+RIGHT_NORMS = {
+    F.layer_norm: norms.layer_norm,
+    F.instance_norm: norms.instance_norm,
+    F.batch_norm: norms.batch_norm,
+}
 
-    Under autocast they stay PyTorch's own, which choose their precision.
+
+class engine_layers(TorchFunctionMode):
+    """Inside, `F.conv2d`, `F.max_pool2d` and `F.group_norm` of any network are the engine's, and so are `ntk.norms`.
+
+    Under autocast the first three stay PyTorch's own, which choose their precision.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -28,6 +37,8 @@ class engine_layers(TorchFunctionMode):
             replaced = _as_max_pool(*args, **kwargs)
         elif func is F.group_norm:
             replaced = _as_standardise(*args, **kwargs)
+        elif func in RIGHT_NORMS:
+            replaced = RIGHT_NORMS[func](*args, **kwargs)
         else:
             replaced = None
         return func(*args, **kwargs) if replaced is None else replaced

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import closed_form_outputs, dense_jacobian, small_steps
+from torch import nn
 
 from lightning_ntk.energy import meta_rkhs_ii as energy
 from lightning_ntk.energy.closed_form import ClosedForm
@@ -27,8 +28,27 @@ SETTINGS = [
 ]
 
 
+class Foreign(nn.Sequential):
+    """A network of somebody else's, with one of PyTorch's norms and with activations in place."""
+
+    def __init__(self, norm):
+        layers = [nn.Conv2d(1, 4, 3, stride=2), norm, nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(36, 3))
+        self.couples_examples = isinstance(norm, nn.BatchNorm2d)
+
+
+FOREIGN = {
+    "layer norm": lambda: nn.LayerNorm((4, 5, 5)),
+    "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
+    "torch's batch norm": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "in place": lambda: nn.GroupNorm(2, 4),
+}
+
+
 def make_network(name):
     torch.manual_seed(0)
+    if name in FOREIGN:
+        return Foreign(FOREIGN[name]()).double(), (1, 12, 12)
     if name == "mlp":
         return MLP((4,), 3, hidden=(16, 16)).double(), (4,)
     if name.startswith("resnet12"):
@@ -49,7 +69,7 @@ def make_tasks(shape, tasks=2, n=3, m=4, outputs=3):
 
 
 CONV4 = ["conv4-batch-stride", "conv4-group-stride", "conv4-none-stride", "conv4-batch-pool"]
-NETWORKS = ["mlp", *CONV4, "resnet12-batch", "resnet12-group", "resnet12-none"]
+NETWORKS = ["mlp", *CONV4, "resnet12-batch", "resnet12-group", "resnet12-none", *FOREIGN]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.anil import ANIL
 from lightning_ntk.methods.from_scratch import FromScratch
 from lightning_ntk.methods.imaml import IMAML
@@ -180,3 +182,73 @@ def test_scores_are_accuracies_and_squared_errors():
     # 4097 squared has more digits than a float32.
     error = make("maml", "regression").score(torch.tensor([[[4097.0]]]), torch.tensor([[[0.0]]]))
     assert error["mse"].tolist() == [4097.0**2]
+
+
+class Sequence(nn.Sequential):
+    """A network of somebody else's: no head, no word on whether it couples its examples."""
+
+    def __init__(self, *more):
+        super().__init__(nn.Conv2d(1, 4, 5, stride=4), *more, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(196, 3))
+
+
+SPEC = TaskSpec("classification", (1, 32, 32), 3)
+HEADED = [name for name in METHODS if not name.startswith("anil") and name not in CLASSIFIERS]
+
+
+@pytest.mark.parametrize("name", [name for name in HEADED if not name.endswith("trace")])
+def test_any_network_will_do(name):
+    torch.manual_seed(0)
+    method, episodes = METHODS[name](Sequence(nn.LayerNorm((4, 7, 7))), SPEC), tasks("classification")
+    assert method.predict(episodes).shape == (2, 9, 3)
+    if method.meta_trains:
+        method.meta_loss(episodes).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in method.network.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in HEADED if not name.endswith("trace")])
+def test_frozen_parameters_stay_and_the_others_learn(name):
+    torch.manual_seed(0)
+    network = Sequence()
+    network[0].weight.requires_grad_(False)
+    if name == "meta_sgd":
+        with pytest.raises(ConfigError, match=r"the network's 0\.weight is frozen\. Use method=maml"):
+            METHODS[name](network, SPEC)
+        return
+    method, episodes = METHODS[name](network, SPEC), tasks("classification")
+    before = network[0].weight.clone()
+    assert method.predict(episodes).isfinite().all()
+    if method.meta_trains:
+        method.meta_loss(episodes).backward()
+        assert network[0].weight.grad is None
+        assert network[-1].weight.grad.abs().sum() > 0
+    assert torch.equal(network[0].weight, before)
+
+
+@pytest.mark.parametrize("name", ["meta_rkhs_i", "meta_rkhs_ii", "imaml", "reptile", "from_scratch"])
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Dropout(0.5), r"network: layer 1 \(Dropout\) draws random numbers"),
+        (nn.BatchNorm2d(4), r"network: layer 1 \(BatchNorm2d\) keeps running averages\. Use .*BatchStatistics"),
+    ],
+)
+def test_a_network_that_is_no_function_of_its_parameters_is_named(name, layer, message):
+    with pytest.raises(ConfigError, match=message):
+        METHODS[name](Sequence(layer), SPEC)
+    for harmless in (nn.Dropout(0.0), nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4, track_running_stats=False)):
+        METHODS[name](Sequence(harmless), SPEC)
+
+
+def test_norms_that_would_be_compiled_wrong_are_refused():
+    for kind in (MetaRKHSI, MetaRKHSII):
+        with pytest.raises(ConfigError, match=r"layer 1 \(LayerNorm\) .* Set method\.compile=false"):
+            kind(Sequence(nn.LayerNorm((4, 7, 7))), SPEC, compile=True)
+
+
+def test_outputs_that_are_no_numbers_are_no_accuracy():
+    method = make("maml", "classification")
+    outputs = torch.eye(3).expand(2, 3, 3).clone()
+    outputs[1, 2, 0] = float("nan")
+    accuracy = method.score(outputs, torch.arange(3).expand(2, 3))["accuracy"]
+    assert accuracy[0] == 1
+    assert accuracy[1].isnan()

@@ -128,3 +128,27 @@ def test_values_and_gradients_are_finite_over_magnitudes(scale, dtype):
 def test_settings_no_flow_has_are_refused(settings, word):
     with pytest.raises(ConfigError, match=word):
         GradientFlow(torch.eye(2), **settings)
+
+
+def test_at_infinite_time_what_the_kernel_does_not_see_stays_as_it_is():
+    torch.manual_seed(0)
+    rows = torch.randn(4, 6, dtype=torch.float64)
+    rows[3] = rows[0]  # A repeated example.
+    r = torch.randn(4, dtype=torch.float64)
+    kernel = rows @ rows.T
+    moved = rows.T @ gradient_flow(kernel, r, math.inf)
+    assert torch.allclose(moved, rows.T @ gradient_flow(kernel, r, 100.0))
+    assert not gradient_flow(torch.zeros(2, 2), torch.ones(2), math.inf).any()
+
+    def outputs(rows):
+        return rows.T @ gradient_flow(rows @ rows.T, r, math.inf)
+
+    # Directions along which the two stay equal, or else the limit has no derivative.
+    direction = torch.randn_like(rows)
+    direction[3] = direction[0]
+    leaf = rows.clone().requires_grad_()
+    u = torch.randn(6, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(outputs(leaf) @ u, leaf)
+    eps = 1e-6
+    slope = (outputs(rows + eps * direction) - outputs(rows - eps * direction)) @ u / (2 * eps)
+    assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6)

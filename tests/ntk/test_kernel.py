@@ -92,3 +92,35 @@ def test_many_kernels_at_once_by_vmap():
     at_once = torch.func.vmap(lambda x: empirical_ntk(network, params, x, coupled=False))(sets)
     for kernel, x in zip(at_once, sets, strict=True):
         assert torch.allclose(kernel, empirical_ntk(network, params, x, coupled=False))
+
+
+def test_inputs_may_be_whole_numbers():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2)).double()
+    network, params = functional(module)
+    tokens = torch.randint(0, 5, (3, 3))
+    kernel = empirical_ntk(network, params, tokens, coupled=False)
+    rows = dense_jacobian(network, params, tokens)
+    assert kernel.dtype == torch.float64
+    assert torch.allclose(kernel.transpose(1, 2).flatten(2).flatten(0, 1), rows @ rows.T)
+
+
+@pytest.mark.parametrize("empty", ["x1", "x2"])
+def test_no_examples_are_an_error(empty):
+    network, params = functional(MLP((3,), 2))
+    x = torch.randn(4, 3)
+    sets = {"x1": x, "x2": x} | {empty: x[:0]}
+    with pytest.raises(ConfigError, match=rf"`{empty}` to hold an example or more, but its shape is \[0, 3\]"):
+        empirical_ntk(network, params, **sets)
+
+
+def test_chunks_of_a_set_with_itself_are_two_in_memory(monkeypatch):
+    network, params = functional(MLP((3,), 2))
+    x = torch.randn(8, 3)
+    of_one = 2 * sum(4 * p.numel() for p in params.values())
+    monkeypatch.setattr("lightning_ntk.ntk.kernel.available_bytes", lambda device: 2 * 8 * of_one)
+    whole = empirical_ntk(network, params, x)
+    monkeypatch.setattr("lightning_ntk.ntk.kernel.available_bytes", lambda device: 2 * 4 * of_one)
+    with pytest.raises(ConfigError, match="chunk_size=2 would fit"):
+        empirical_ntk(network, params, x, chunk_size=4)
+    assert torch.allclose(empirical_ntk(network, params, x), whole, rtol=1e-4, atol=1e-5)

@@ -114,3 +114,113 @@ def test_rows_stay_differentiable_in_an_input_that_asks_for_it():
     rows = Jacobian(network, params, x, coupled=False).dense()
     (gradient,) = torch.autograd.grad(rows.square().sum(), x)
     assert gradient.abs().sum() > 0
+
+
+class InPlace(nn.Module):
+    """Activations that write over what a layer gave, the first layer's and a norm's too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 8, 3), nn.GroupNorm(2, 8)
+        self.second, self.head = nn.Conv2d(8, 4, 3), nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = F.relu(self.norm(F.relu(self.first(x), inplace=True)), inplace=True)
+        return self.head(F.relu(self.second(x), inplace=True).flatten(1))
+
+
+def test_activations_in_place_leave_the_rows_right():
+    torch.manual_seed(0)
+    network, params = functional(InPlace().double())
+    x = torch.rand(3, 2, 8, 8, dtype=torch.float64)
+    found = layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x)
+    expected = dense_jacobian(lambda theta, x: network(theta, x.clone()), params, x)
+    assert (flatten(found[0], batch_dims=2).flatten(0, 1) - expected).abs().max() < 1e-11 * expected.abs().max()
+
+
+class Overwritten(nn.Module):
+    """A layer's input is written over after the layer has read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = 2 * x
+        y = self.layer(x)
+        x += 1
+        return self.head(x * torch.tanh(y))
+
+
+class Folded(nn.Module):
+    """Two patches of each example, one after the other in the first axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 2), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(torch.cat([x, -x], 1).view(-1, 3))).view(len(x), 4))
+
+
+class OnConstants(nn.Module):
+    """Layers whose input is a buffer, of as many rows as there are examples, and a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.randn(4, 3))
+        self.token = nn.Parameter(torch.randn(4, 3))
+        self.of_table, self.of_token, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        shared = torch.tanh(self.of_table(self.table)).mean(0) + torch.tanh(self.of_token(self.token)).mean(0)
+        return self.head(x * shared)
+
+
+def test_an_input_that_is_written_over_is_no_longer_what_the_layer_saw():
+    network, params = functional(Overwritten().double())  # Autograd refuses it, too.
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x) is None
+
+
+@pytest.mark.parametrize("make", [Folded, OnConstants])
+def test_a_layer_on_anything_but_the_examples_is_left_to_vmap(make):
+    torch.manual_seed(0)
+    network, params = functional(make().double())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x) is None
+    expected = dense_jacobian(network, params, x)
+    assert torch.allclose(Jacobian(network, params, x, coupled=False).dense().flatten(0, 1), expected)
+
+
+class Auxiliary(nn.Module):
+    """A head whose outputs are computed and not used, and one that only the first output uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.other, self.first = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 1)
+
+    def forward(self, x):
+        self.other(x)
+        return self.layer(x) + torch.cat([self.first(x), 0 * x[:, :1]], dim=1)
+
+
+def test_layers_that_an_output_does_not_use_have_rows_of_zeros():
+    torch.manual_seed(0)
+    network, params = functional(Auxiliary().double())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    rows, _ = layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x)
+    assert rows["other.weight"].shape == (4, 2, 2, 3)
+    assert not rows["other.weight"].any()
+    assert torch.allclose(flatten(rows, batch_dims=2).flatten(0, 1), dense_jacobian(network, params, x))
+
+
+def test_parameters_inside_a_vmap_are_left_to_vmap():
+    torch.manual_seed(0)
+    network, params = functional(MLP((3,), 2, hidden=(5,)).double())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    several = {key: torch.stack([p.detach(), 2 * p.detach()]) for key, p in params.items()}
+    found = torch.func.vmap(lambda theta: Jacobian(network, theta, x, coupled=False).dense())(several)
+    for k in range(2):
+        one = {key: p[k] for key, p in several.items()}
+        assert torch.allclose(found[k], Jacobian(network, one, x, coupled=False).dense())

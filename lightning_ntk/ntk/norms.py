@@ -1,0 +1,59 @@
+"""Norms whose derivatives are right when reverse mode goes through forward mode.
+
+PyTorch's own `F.layer_norm`, `F.instance_norm` and `F.batch_norm` of batch statistics have forward-mode derivatives
+that treat the mean and the variance as constants when reverse mode differentiates them again: d/dtheta of J v comes out
+wrong without a warning (seen with torch 2.14; `tests/ntk/test_norms.py`). The same formulas written out are right.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+# The modules that call these functions.
+MODULES = (nn.LayerNorm, _BatchNorm, _InstanceNorm)
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5) -> Tensor:
+    """`F.layer_norm`."""
+    return _normalised(input, tuple(range(-len(normalized_shape), 0)), eps, weight, bias)
+
+
+def instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+) -> Tensor | None:
+    """`F.instance_norm`; None with running averages, which are PyTorch's to keep."""
+    if running_mean is not None or not use_input_stats:
+        return None
+    return _normalised(input, tuple(range(2, input.dim())), eps, *_of_channels(input, weight, bias))
+
+
+def batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor | None:
+    """`F.batch_norm` of batch statistics; None with running averages, which are PyTorch's to use and to keep."""
+    if running_mean is not None or not training:
+        return None
+    return _normalised(input, (0, *range(2, input.dim())), eps, *_of_channels(input, weight, bias))
+
+
+def _normalised(x: Tensor, dims: tuple[int, ...], eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    # As PyTorch does: statistics of 16-bit numbers in 32 bits, and the result too under autocast.
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    variance, mean = torch.var_mean(wide, dim=dims, correction=0, keepdim=True)
+    result = (wide - mean) * torch.rsqrt(variance + eps)
+    result = result if weight is None else result * weight
+    result = result if bias is None else result + bias
+    return result if torch.is_autocast_enabled(x.device.type) else result.to(x.dtype)
+
+
+def _of_channels(x: Tensor, *parameters: Tensor | None) -> list[Tensor | None]:
+    """Parameters `[channels]`, as they stand beside `[n, channels, ...]`."""
+    return [p if p is None else p.view(-1, *[1] * (x.dim() - 2)) for p in parameters]

@@ -1,0 +1,65 @@
+"""Norms with right nested derivatives: PyTorch's values, and slopes of Jacobian products by finite differences."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import jvp
+
+from lightning_ntk.ntk.jacobian import functional
+
+SHAPE = (3, 6, 6)
+NORMS = {
+    "layer": lambda: nn.LayerNorm(SHAPE),
+    "layer, last axis": lambda: nn.LayerNorm(6, bias=False),
+    "layer, plain": lambda: nn.LayerNorm(SHAPE, elementwise_affine=False),
+    "instance": lambda: nn.InstanceNorm2d(3, affine=True),
+    "instance, plain": lambda: nn.InstanceNorm2d(3),
+    "batch": lambda: nn.BatchNorm2d(3, track_running_stats=False),
+    "batch, plain": lambda: nn.BatchNorm2d(3, affine=False, track_running_stats=False),
+    "group": lambda: nn.GroupNorm(3, 3),
+    "batch of vectors": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108, track_running_stats=False)),
+    "averages in evaluation": lambda: nn.BatchNorm2d(3).eval(),
+}
+
+
+def make(name):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), NORMS[name](), nn.Tanh(), nn.Flatten(), nn.Linear(108, 2))
+    for p in module.parameters():
+        nn.init.normal_(p, std=0.5)
+    return module.double(), torch.randn(4, 1, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_values_are_pytorchs(name):
+    module, x = make(name)
+    network, params = functional(module)
+    assert torch.allclose(network(params, x), module(x), rtol=1e-12)
+    half = module.to(torch.bfloat16)
+    network, params = functional(half)
+    found = network(params, x.to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found, half(x.to(torch.bfloat16)), atol=0.1)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_derivative_of_a_jacobian_product_is_right(name):
+    # d/dtheta <u, J(x; theta) v> by reverse mode over forward mode: what PyTorch's own get wrong without a warning.
+    module, x = make(name)
+    network, params = functional(module)
+    v = {key: torch.randn_like(p) for key, p in params.items()}
+    u = torch.randn(4, 2, dtype=torch.float64)
+
+    def product(theta):
+        return (jvp(lambda q: network(q, x), (theta,), (v,))[1] * u).sum()
+
+    # The last bias has no part in J v.
+    leaves = list(params.values())
+    gradients = torch.autograd.grad(product(params), leaves, allow_unused=True, materialize_grads=True)
+    direction = {key: torch.randn_like(p) for key, p in params.items()}
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction.values(), strict=True)).item()
+    eps = 1e-6
+    ahead, behind = (
+        product({key: (p + sign * eps * direction[key]).detach() for key, p in params.items()}) for sign in (1, -1)
+    )
+    assert ((ahead - behind) / (2 * eps)).item() == pytest.approx(slope, rel=1e-5)
