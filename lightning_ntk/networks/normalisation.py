@@ -41,4 +41,4 @@ class BatchStatistics(nn.Module):
         variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         result = x * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
-        return result.to(torch.result_type(x, self.weight))
+        return result if wide is x else result.to(self.weight.dtype)

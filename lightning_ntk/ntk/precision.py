@@ -18,19 +18,27 @@ def full_precision(device_type: str) -> Iterator[None]:
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
     """Float32 products and convolutions in full, where the settings let their factors be shortened."""
-    backends = torch.backends
-    places, name, full = [backends.cuda.matmul, backends.cudnn], "allow_tf32", False
-    if hasattr(backends.cudnn, "conv"):  # From 2.9 on. Where both kinds of flags are set, PyTorch refuses to read any.
-        places = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
-        name, full = "fp32_precision", "ieee"
-    before = [getattr(place, name) for place in places]
-    for place in places:
-        setattr(place, name, full)
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # The flags that PyTorch 2.9 brought are set; it then refuses to read these.
+        places = (matmul, cudnn.conv, cudnn.rnn)
+        values = [place.fp32_precision for place in places]
+        for place in places:
+            place.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for place, value in zip(places, values, strict=True):
+                place.fp32_precision = value
+        return
+    torch.set_float32_matmul_precision("highest")
+    cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            setattr(place, name, value)
+        torch.set_float32_matmul_precision(before[0])
+        cudnn.allow_tf32 = before[1]
 
 
 def in_full_precision(function: Callable[[Tensor], Tensor], device_type: str) -> Callable[[Tensor], Tensor]:
