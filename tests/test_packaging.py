@@ -26,6 +26,7 @@ INSTALLED_AS = {
     "neural_tangents": "neural-tangents",
     "wandb_workspaces": "wandb-workspaces",
     "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
 }
 PEERS = REPOSITORY / "requirements-peers.txt"
 

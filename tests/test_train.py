@@ -196,8 +196,8 @@ def test_a_run_gets_a_folder_of_its_own_under_runs(monkeypatch):
     moment = datetime.datetime(2030, 1, 2, 3, 4, 5)
     clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: moment))
     monkeypatch.setattr("lightning_ntk.run_folder.datetime", clock)
-    train.main([*TINY_SINE, "test=false", "~logger.wandb", "~trainer.precision"])
-    train.main([*TINY_SINE, "test=false", "~logger.wandb", "~trainer.precision"])
+    train.main([*TINY_SINE, "test=false"])
+    train.main([*TINY_SINE, "test=false"])
     name = "2030-01-02_03-04-05_sinusoid_meta_rkhs_ii_seed0"
     assert sorted(folder.name for folder in Path("runs").iterdir()) == [name, f"{name}_2"]
 
@@ -314,6 +314,14 @@ def test_bad_input_names_its_key_and_leaves_nothing(overrides, message):
     with pytest.raises(ConfigError, match=message):
         train.main([*TINY_SINE, *overrides])
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_wandb_and_the_precision_can_be_left_out():
+    words = [word for word in TINY_SINE if word != "logger=csv"]
+    train.main([*words, "~logger.wandb", "~trainer.precision", "run_dir=run"])
+    assert read_results(Path("run")).metrics["test/mse"] > 0
+    assert not Path("run/wandb").exists()
+    evaluate.main(["run=run", "name=it", "data.test_episodes=3"])
 
 
 @pytest.mark.parametrize("name", ["a b", "a=b", "a,b", "ünï 日本", "a(b)", "it's", 'a"b', "a&b#c;d!", "[ab]", "~x"])
