@@ -1,5 +1,6 @@
 """`CachedImages`: images that are decoded once and read from the decoded cache afterwards."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,7 +56,8 @@ class CachedImages(ImageDataModule):
         """A line for each image that cannot be read, all splits looked through; nothing is cached."""
         with writing(self.cache_dir, "data.cache_dir"):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with scratch(self.cache_dir, "survey") as workspace, self.opened(workspace) as open_split:
+        with scratch(self.cache_dir, "survey") as workspace, contextlib.ExitStack() as stack:
+            open_split = reading(stack.enter_context, self.opened(workspace))
             for items in (reading(open_split, split) for split in SPLITS):
                 yield from self.undecodable(item for own in items.values() for item in own)
 

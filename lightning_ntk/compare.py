@@ -18,8 +18,8 @@ from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, paired_di
 from lightning_ntk.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
 
 # Settings that may differ between the runs of one mean: where a run lies, what it reports to, what it runs on.
-OF_ONE_RUN = {
-    None: ("seed", "run_dir", "ckpt", "logger", "callbacks"),
+OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
+OF_ONE_RUN_IN = {
     "data": ("seed", "num_workers", "cache_dir"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
 }
@@ -199,9 +199,9 @@ def groups_of_seeds(entries: Sequence[Entry]) -> list[list[Entry]]:
     """The runs, those of one method and the same settings together: what differs between them is the seed."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN[None]}
-        for group in ("data", "trainer"):
-            config[group] = {k: v for k, v in (config.get(group) or {}).items() if k not in OF_ONE_RUN[group]}
+        config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN}
+        for group, keys in OF_ONE_RUN_IN.items():
+            config[group] = {key: value for key, value in (config.get(group) or {}).items() if key not in keys}
         settings = json.dumps([entry.result.method, config], sort_keys=True)
         groups.setdefault(settings, []).append(entry)
     return list(groups.values())

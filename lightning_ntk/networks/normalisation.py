@@ -26,7 +26,7 @@ class BatchStatistics(nn.Module):
 
     It computes what `nn.BatchNorm2d(channels, track_running_stats=False)` computes. Ours exists because PyTorch's own
     forward-mode derivative treats the batch mean and variance as constants when reverse mode differentiates it again:
-    d/dtheta of J v comes out wrong without a warning (seen with torch 2.15; `tests/networks/test_normalisation.py`).
+    d/dtheta of J v comes out wrong without a warning (seen with torch 2.15; `tests/ntk/test_norms.py`).
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.func import jvp
 
+from lightning_ntk.networks.normalisation import BatchStatistics
 from lightning_ntk.ntk.jacobian import functional
 
 SHAPE = (3, 6, 6)
@@ -16,6 +17,7 @@ NORMS = {
     "instance, plain": lambda: nn.InstanceNorm2d(3),
     "batch": lambda: nn.BatchNorm2d(3, track_running_stats=False),
     "batch, plain": lambda: nn.BatchNorm2d(3, affine=False, track_running_stats=False),
+    "our batch": lambda: BatchStatistics(3),
     "group": lambda: nn.GroupNorm(3, 3),
     "batch of vectors": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108, track_running_stats=False)),
     "averages in evaluation": lambda: nn.BatchNorm2d(3).eval(),
