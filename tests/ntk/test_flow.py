@@ -152,3 +152,19 @@ def test_at_infinite_time_what_the_kernel_does_not_see_stays_as_it_is():
     eps = 1e-6
     slope = (outputs(rows + eps * direction) - outputs(rows - eps * direction)) @ u / (2 * eps)
     assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+def test_at_infinite_time_the_derivative_follows_a_null_space_that_turns():
+    kernel, turn = kernel_with([3.0, 1.0, 0.0]), torch.randn(3, 3, dtype=torch.float64)
+    turn = turn - turn.T
+    r, u = torch.randn(3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+
+    def turned(size):  # Of the same rank.
+        rotation = torch.matrix_exp(size * turn)
+        return rotation @ kernel @ rotation.T
+
+    leaf = kernel.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(gradient_flow(leaf, r, math.inf) @ u, leaf)
+    ahead, behind = (gradient_flow(turned(size), r, math.inf) @ u for size in (1e-6, -1e-6))
+    slope = (gradient * (turn @ kernel + kernel @ turn.T)).sum().item()
+    assert ((ahead - behind) / 2e-6).item() == pytest.approx(slope, rel=1e-6)
