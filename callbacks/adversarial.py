@@ -21,7 +21,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.memory import footprint
-from lightning_ntk.run import Run
+from lightning_ntk.running.run import Run
 
 KEY = "callbacks.adversarial"
 CLEAN = "adversarial/clean/accuracy"

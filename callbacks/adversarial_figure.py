@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lightning_ntk.figures import COLOURS, MARKERS
-from lightning_ntk.results import mean_and_ci95
+from lightning_ntk.comparison.figures import COLOURS, MARKERS
+from lightning_ntk.running.results import mean_and_ci95
 
 # In `broken_after`: the images that an attack never broke.
 NEVER = -1.0

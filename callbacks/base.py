@@ -18,13 +18,13 @@ from pytorch_lightning.utilities import rank_zero_warn
 
 from callbacks.probing import episode_seed, gather_by_index, is_finite, on_device, undisturbed
 from callbacks.timing import Timing
-from lightning_ntk import random_state
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.results import mean_and_ci95
-from lightning_ntk.run import Run
-from lightning_ntk.tracking import log_media
+from lightning_ntk.running import random_state
+from lightning_ntk.running.results import mean_and_ci95
+from lightning_ntk.running.run import Run
+from lightning_ntk.tracking.loggers import log_media
 
 Stage = Literal["fit", "test"]
 SPLIT = {"fit": "val", "test": "test"}

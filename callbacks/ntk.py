@@ -18,7 +18,7 @@ from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.ntk import functional, spectrum
 from lightning_ntk.ntk.jacobian import Params
 from lightning_ntk.ntk.precision import full_precision
-from lightning_ntk.run import Run
+from lightning_ntk.running.run import Run
 
 # Points that stand for a spectrum where it is kept.
 KEPT_EIGENVALUES = 50

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_ntk.figures import COLOURS
+from lightning_ntk.comparison.figures import COLOURS
 
 BINS = 30
 # Eigenvalues below this part of the largest are rounding in float32: they share the lowest bin.

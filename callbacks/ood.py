@@ -19,8 +19,8 @@ from lightning_ntk.corruptions import SEVERITIES, corruption
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.results import mean_and_ci95, paired_difference
-from lightning_ntk.run import Run
+from lightning_ntk.running.results import mean_and_ci95, paired_difference
+from lightning_ntk.running.run import Run
 
 DEFAULT_CORRUPTIONS = ("gaussian_noise", "impulse_noise", "defocus_blur", "contrast", "pixelate")
 SOURCE = "ood/source"

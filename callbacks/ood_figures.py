@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from lightning_ntk.figures import COLOURS, LINES, MARKERS
+from lightning_ntk.comparison.figures import COLOURS, LINES, MARKERS
 
 
 def over_severities(

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from callbacks.base import Measured
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.results import mean_and_ci95
+from lightning_ntk.running.results import mean_and_ci95
 
 BINS = 15  # of the expected calibration error
 

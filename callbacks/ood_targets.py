@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lightning_ntk.building import instantiate
-from lightning_ntk.config import compose_config, plain
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, LightningNTKError, nearest_name
-from lightning_ntk.run import Run
+from lightning_ntk.running.run import Run
+from lightning_ntk.settings.building import instantiate
+from lightning_ntk.settings.config import compose_config, plain
 
 # Luminance of red, green and blue (ITU-R BT.601, as Pillow converts).
 LUMINANCE = (0.299, 0.587, 0.114)

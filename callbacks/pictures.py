@@ -12,11 +12,11 @@ from callbacks.base import SPLIT, Measured, ProbeCallback, Stage
 from datamodules.base import as_unit_floats
 from lightning_ntk.attacks.base import Attacked
 from lightning_ntk.attacks.suite import Suite, parse_size
+from lightning_ntk.comparison.fit_figure import check_drawable
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.fit_figure import check_drawable
 from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.run import Run
+from lightning_ntk.running.run import Run
 
 KEY = "callbacks.pictures"
 # Attacked queries that are shown of an episode.

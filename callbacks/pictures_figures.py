@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from lightning_ntk.comparison.figures import COLOURS
+from lightning_ntk.comparison.fit_figure import draw_curves
 from lightning_ntk.episode import Episode
-from lightning_ntk.figures import COLOURS
-from lightning_ntk.fit_figure import draw_curves
 
 RIGHT, WRONG, TRUE, OTHER = COLOURS[2], COLOURS[1], COLOURS[0], "0.75"
 # Shots of a class that are shown.

@@ -8,9 +8,9 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from lightning_ntk import random_state
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner
+from lightning_ntk.running import random_state
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from datamodules.images import Classes
 from datamodules.splits import find_split_file, read_split
 from datamodules.storage import digest_some, facts, visible
 from lightning_ntk.errors import ConfigError, DataError
-from lightning_ntk.paths import as_path
+from lightning_ntk.settings.paths import as_path
 
 # A folder of at least so many images goes through the decoded cache. Fewer are read in about a second.
 CACHED_FROM = 2000

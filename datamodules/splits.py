@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.base import SPLITS
-from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError, DataError, nearest_name
-from lightning_ntk.paths import as_path
+from lightning_ntk.settings.config import conf_folder
+from lightning_ntk.settings.paths import as_path
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import platformdirs
 
 from lightning_ntk.errors import DataError
-from lightning_ntk.paths import as_path
+from lightning_ntk.settings.paths import as_path
 
 try:
     import fcntl

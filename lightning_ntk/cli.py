@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from lightning_ntk.allocation import keep_freed_memory
+from lightning_ntk.running.allocation import keep_freed_memory
 
 COMMANDS = {
     "train": "train one method on one data set and test it",
@@ -18,7 +18,7 @@ COMMANDS = {
 # Their help lists the choices of conf/; the others write their own.
 COMPOSED = ("train", "evaluate", "sweep")
 # Where a command is no module of its own name.
-MODULES = {"sweep": "sweep.command"}
+MODULES = {"sweep": "sweep.command", "dashboard": "comparison.dashboard"}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_USER_ERROR
     if name in COMPOSED and ("--help" in rest or "-h" in rest):
         # Without torch and Lightning: help is there at once.
-        from lightning_ntk.cli_arguments import parse_command
+        from lightning_ntk.settings.arguments import parse_command
 
         return guarded(lambda: parse_command(name, rest))
     keep_freed_memory()

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_ntk.comparison_columns import Column, further_columns
-from lightning_ntk.comparison_table import Entry, Group, Row, markdown, show, write_csv
+from lightning_ntk.comparison.columns import Column, further_columns
+from lightning_ntk.comparison.figures import learning_curves
+from lightning_ntk.comparison.page import write_page
+from lightning_ntk.comparison.table import Entry, Group, Row, markdown, show, write_csv
 from lightning_ntk.errors import ConfigError, nearest_name
-from lightning_ntk.figures import learning_curves
-from lightning_ntk.page import write_page
-from lightning_ntk.paths import as_path
-from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
-from lightning_ntk.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
+from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
+from lightning_ntk.running.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
+from lightning_ntk.settings.paths import as_path
 
 # Settings that may differ between the runs of one mean: where a run lies, what it reports to, what it runs on.
 OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ConfigError(f"by_task must be true or false, but got {options['by_task']!r}.")
     out = as_path(options["out"], "out") if "out" in options else None
     if options.get("by_task") == "true":
-        from lightning_ntk.overview import compare_tasks
+        from lightning_ntk.comparison.overview import compare_tasks
 
         compare_tasks(paths, options.get("baseline"), out)
     else:

@@ -9,13 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ntk.building import instantiate
-from lightning_ntk.cli_arguments import FLAGS, parse_command
-from lightning_ntk.config import compose_config, conf_folder, groups
 from lightning_ntk.episode_picture import draw_episodes
 from lightning_ntk.errors import ConfigError, DataError, LightningNTKError
-from lightning_ntk.overrides import key_of, last_value
-from lightning_ntk.paths import as_path
+from lightning_ntk.settings.arguments import FLAGS, parse_command
+from lightning_ntk.settings.building import instantiate
+from lightning_ntk.settings.config import compose_config, conf_folder, groups
+from lightning_ntk.settings.overrides import key_of, last_value
+from lightning_ntk.settings.paths import as_path
 from lightning_ntk.train import quiet
 
 HELP = """usage: lightning-ntk data data=CHOICE [data.KEY=VALUE ...] [out=FOLDER]

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_ntk import run_folder
-from lightning_ntk.cli_arguments import parse_command
-from lightning_ntk.config import compose_config, conf_folder
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.interruption import interruptible
-from lightning_ntk.overrides import key_of, last_value
-from lightning_ntk.results import write_results
-from lightning_ntk.run import Run
-from lightning_ntk.run_folder import Checkpoint
-from lightning_ntk.run_folder_names import EVALUATIONS_FOLDER
-from lightning_ntk.top_level import check_top_level
+from lightning_ntk.running import run_folder
+from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.results import write_results
+from lightning_ntk.running.run import Run
+from lightning_ntk.running.run_folder import Checkpoint
+from lightning_ntk.running.run_folder_names import EVALUATIONS_FOLDER
+from lightning_ntk.running.trainer import build_trainer, check_precision
+from lightning_ntk.settings.arguments import parse_command
+from lightning_ntk.settings.config import compose_config, conf_folder
+from lightning_ntk.settings.overrides import key_of, last_value
+from lightning_ntk.settings.top_level import check_top_level
 from lightning_ntk.train import (
     build_callbacks,
     build_data,
@@ -29,7 +30,6 @@ from lightning_ntk.train import (
     report,
     run_test,
 )
-from lightning_ntk.trainer import build_trainer, check_precision
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,26 +13,26 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_ntk import cluster, random_state, run_folder
-from lightning_ntk.building import instantiate
-from lightning_ntk.checkpointing import checkpoint_callbacks, save_untrained
-from lightning_ntk.cli_arguments import parse_command
-from lightning_ntk.config import compose_config, plain
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.interruption import interruptible
 from lightning_ntk.methods.base import MetaLearner, measurements
-from lightning_ntk.overrides import key_of, last_value
-from lightning_ntk.paths import as_path
-from lightning_ntk.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
-from lightning_ntk.run import Run
-from lightning_ntk.run_folder import Checkpoint
-from lightning_ntk.run_folder_names import RUN_FOLDER_VARIABLE
-from lightning_ntk.schedule import CosineSchedule
-from lightning_ntk.top_level import check_steps, check_top_level
-from lightning_ntk.tracking import CsvMetrics
-from lightning_ntk.trainer import build_trainer, check_precision
-from lightning_ntk.wandb_run import WandbRun, check_wandb
+from lightning_ntk.running import cluster, random_state, run_folder
+from lightning_ntk.running.checkpointing import checkpoint_callbacks, save_untrained
+from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
+from lightning_ntk.running.run import Run
+from lightning_ntk.running.run_folder import Checkpoint
+from lightning_ntk.running.run_folder_names import RUN_FOLDER_VARIABLE
+from lightning_ntk.running.schedule import CosineSchedule
+from lightning_ntk.running.trainer import build_trainer, check_precision
+from lightning_ntk.settings.arguments import parse_command
+from lightning_ntk.settings.building import instantiate
+from lightning_ntk.settings.config import compose_config, plain
+from lightning_ntk.settings.overrides import key_of, last_value
+from lightning_ntk.settings.paths import as_path
+from lightning_ntk.settings.top_level import check_steps, check_top_level
+from lightning_ntk.tracking.loggers import CsvMetrics
+from lightning_ntk.tracking.wandb_run import WandbRun, check_wandb
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lightning_ntk import cli
-from lightning_ntk.cli_arguments import Command, help_page, parse_command
-from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.settings.arguments import Command, help_page, parse_command
+from lightning_ntk.settings.config import conf_folder, groups
 
 
 def test_help_lists_every_choice_of_every_group(capsys):

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from lightning_ntk import cli
-from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.episode import Episode
 from lightning_ntk.episode_picture import draw_episodes
+from lightning_ntk.settings.config import conf_folder, groups
 
 FOLDER = ["data=image_folder", "data.root=images", "data.image_size=16", "data.ways=3", "data.queries=4"]
 

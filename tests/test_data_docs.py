@@ -9,7 +9,7 @@ from PIL import Image
 from test_train import TINY
 
 from lightning_ntk import cli
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)

@@ -11,9 +11,9 @@ from ports import free_port
 from test_train import TINY, run
 
 from lightning_ntk import train
-from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder, groups
 
 SETTINGS = [*TINY, "data.queries=5", "data.tasks_per_step=4", "trainer.precision=64-true", "steps=5"]
 IMAGES = ["data=glyphs", "data.ways=3", "network.filters=4"]

@@ -13,7 +13,7 @@ from test_train import TINY, TINY_SINE, run
 from lightning_ntk import evaluate, train
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.evaluate import evaluation_name
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
 
 
 def evaluated(*overrides, name="it"):

@@ -7,7 +7,7 @@ import pytest
 from test_train import TINY
 
 from lightning_ntk import train
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(?:python|yaml)\n(.*?)```", README, re.DOTALL)

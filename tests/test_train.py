@@ -14,11 +14,11 @@ import wandb
 from omegaconf import OmegaConf
 
 from lightning_ntk import cli, evaluate, train
-from lightning_ntk.checkpointing import checkpoint_callbacks
-from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
-from lightning_ntk.results import RunResult, mean_and_ci95, read_results
+from lightning_ntk.running.checkpointing import checkpoint_callbacks
+from lightning_ntk.running.results import RunResult, mean_and_ci95, read_results
+from lightning_ntk.settings.config import conf_folder, groups
 
 TINY = [
     "logger=csv",
@@ -195,7 +195,7 @@ def test_data_without_validation_classes_trains_and_tests_the_last_checkpoint(sm
 def test_a_run_gets_a_folder_of_its_own_under_runs(monkeypatch):
     moment = datetime.datetime(2030, 1, 2, 3, 4, 5)
     clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: moment))
-    monkeypatch.setattr("lightning_ntk.run_folder.datetime", clock)
+    monkeypatch.setattr("lightning_ntk.running.run_folder.datetime", clock)
     train.main([*TINY_SINE, "test=false"])
     train.main([*TINY_SINE, "test=false"])
     name = "2030-01-02_03-04-05_sinusoid_meta_rkhs_ii_seed0"

@@ -14,10 +14,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lightning_ntk import random_state
 from lightning_ntk.attacks.base import Attacked, Predictor, check_images, evaluate
-from lightning_ntk.building import instantiate
 from lightning_ntk.errors import ConfigError, MissingDependencyError
+from lightning_ntk.running import random_state
+from lightning_ntk.settings.building import instantiate
 
 INSTALL_LINE = "pip install adversarial-robustness-toolbox multiprocess"
 

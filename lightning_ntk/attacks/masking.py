@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ntk.attacks.base import Attacked, Predictor
 from lightning_ntk.attacks.suite import Suite
 from lightning_ntk.attacks.white_box import l2_norms
-from lightning_ntk.results import paired_difference
+from lightning_ntk.running.results import paired_difference
 
 # Shares of the queries up to which a sign is no sign: PGD, too, ends in local maxima.
 TOLERANCE = 0.05

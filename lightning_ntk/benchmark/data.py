@@ -13,7 +13,7 @@ from lightning_ntk.benchmark.measure import Report, Work, float32_and_threads, i
 from lightning_ntk.benchmark.problem import CHANNELS, make_problem
 from lightning_ntk.benchmark.rows import Table, quotient, timed_rows
 from lightning_ntk.benchmark.settings import Settings
-from lightning_ntk.building import instantiate
+from lightning_ntk.settings.building import instantiate
 
 OURS = "ours, a loader's batches"
 ALONE = "ours, one episode at a time"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lightning_ntk.benchmark.counting import peak_rate
-from lightning_ntk.results import package_versions
+from lightning_ntk.running.results import package_versions
 
 GIB = 2**30
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_ntk.allocation import ENVIRONMENT
 from lightning_ntk.benchmark.measure import Report, Work
 from lightning_ntk.benchmark.problem import Problem
 from lightning_ntk.benchmark.settings import Settings
 from lightning_ntk.errors import ConfigError, MissingDependencyError
-from lightning_ntk.paths import as_path
+from lightning_ntk.running.allocation import ENVIRONMENT
+from lightning_ntk.settings.paths import as_path
 
 FOLDER = ".venv-peers"
 SCRIPT = Path(__file__).with_name("neural_tangents_peer.py")

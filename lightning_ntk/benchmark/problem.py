@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from lightning_ntk.benchmark.settings import Settings
-from lightning_ntk.building import instantiate
-from lightning_ntk.config import conf_folder
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import MissingDependencyError
 from lightning_ntk.methods.base import MetaLearner
+from lightning_ntk.settings.building import instantiate
+from lightning_ntk.settings.config import conf_folder
 
 CHANNELS = 3
 

@@ -35,7 +35,7 @@ def runs_table(folder: Path, level: float) -> Table:
         ConfigError: no finished run, or runs of different tasks.
     """
     from lightning_ntk.compare import find_runs
-    from lightning_ntk.figures import read_curve
+    from lightning_ntk.comparison.figures import read_curve
 
     entries = find_runs([folder])
     tasks = {str(sorted((k, v) for k, v in entry.result.task.items() if k != "eval_seed")) for entry in entries}

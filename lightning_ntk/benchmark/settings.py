@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ntk.errors import ConfigError, nearest_name
-from lightning_ntk.paths import as_path
+from lightning_ntk.settings.paths import as_path
 
 TABLES = {
     "kernel": "the support NTK beside neural-tangents and torch.func",

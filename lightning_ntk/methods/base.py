@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
-from lightning_ntk.results import mean_and_ci95
+from lightning_ntk.running.results import mean_and_ci95
 
 # Maps query inputs [m, *input_shape] to outputs [m, C]; differentiable in its input and needs nothing else.
 Predictor = Callable[[Tensor], Tensor]

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from lightning_ntk.cli_arguments import parse_command
-from lightning_ntk.config import UnknownSettingError, conf_folder, groups, own_folder
+from lightning_ntk.comparison.overview import compare_tasks
 from lightning_ntk.errors import ConfigError, JobsFailedError, LightningNTKError, nearest_name
-from lightning_ntk.overview import compare_tasks
-from lightning_ntk.paths import as_path
-from lightning_ntk.results import FILE_NAME
+from lightning_ntk.running.results import FILE_NAME
+from lightning_ntk.settings.arguments import parse_command
+from lightning_ntk.settings.config import UnknownSettingError, conf_folder, groups, own_folder
+from lightning_ntk.settings.paths import as_path
 from lightning_ntk.sweep.board import Board
 from lightning_ntk.sweep.grid import digest, expand, read_overrides
 from lightning_ntk.sweep.job import Job, State, read_state, result_error

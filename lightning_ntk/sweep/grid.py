@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.overrides import key_of, parse, readable
+from lightning_ntk.settings.overrides import key_of, parse, readable
 
 # File systems allow 255 bytes; the folders inside a job's need some of a path, too.
 LONGEST_NAME = 120

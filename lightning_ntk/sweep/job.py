@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lightning_ntk.errors import ConfigError, DataError
-from lightning_ntk.results import FILE_NAME, read_results
+from lightning_ntk.running.results import FILE_NAME, read_results
 from lightning_ntk.sweep.start import LAST_CHECKPOINT, STATE_FILE
 
 TEMPORARY_STATE_FILE = f"{STATE_FILE}.tmp"

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lightning_ntk.overrides import key_of, parse
+from lightning_ntk.settings.overrides import key_of, parse
 
 
 def write_recipe(

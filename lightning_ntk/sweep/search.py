@@ -14,7 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from lightning_ntk.errors import ConfigError, MissingDependencyError
-from lightning_ntk.overrides import last_value
+from lightning_ntk.settings.overrides import last_value
 from lightning_ntk.sweep.grid import assignment, folder_name, values_of
 from lightning_ntk.sweep.job import Job, State, read_state
 from lightning_ntk.sweep.plan import check_ours, start_anew

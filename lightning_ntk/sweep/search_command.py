@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_ntk.cli_arguments import Command
-from lightning_ntk.config import compose_config, conf_folder
 from lightning_ntk.errors import ConfigError, JobsFailedError
-from lightning_ntk.overrides import key_of
+from lightning_ntk.settings.arguments import Command
+from lightning_ntk.settings.config import compose_config, conf_folder
+from lightning_ntk.settings.overrides import key_of
 from lightning_ntk.sweep.board import Board, shown_score
 from lightning_ntk.sweep.command import build_launcher, held, show_jobs, stoppable
 from lightning_ntk.sweep.grid import read_overrides

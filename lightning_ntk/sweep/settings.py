@@ -7,11 +7,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_ntk.building import check_types
-from lightning_ntk.config import conf_folder, own_folder
 from lightning_ntk.errors import ConfigError, nearest_name
-from lightning_ntk.overrides import key_of, parse, readable
-from lightning_ntk.paths import as_path
+from lightning_ntk.settings.building import check_types
+from lightning_ntk.settings.config import conf_folder, own_folder
+from lightning_ntk.settings.overrides import key_of, parse, readable
+from lightning_ntk.settings.paths import as_path
 from lightning_ntk.sweep.wandb_sweep import check_not_wandb
 
 CHOICES = {

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_ntk.results import RunResult, write_results
+from lightning_ntk.running.results import RunResult, write_results
 from lightning_ntk.sweep.command import JobList
 from lightning_ntk.sweep.job import Job, State
 from lightning_ntk.sweep.launchers.base import Exit

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from lightning_ntk.cluster import die_with_parent
+from lightning_ntk.running.cluster import die_with_parent
 
 STATE_FILE = "job.json"
 LOCK_FILE = ".lock"

@@ -2,8 +2,8 @@
 
 import sys
 
-from lightning_ntk.config import compose_config
 from lightning_ntk.episode import TaskSpec
+from lightning_ntk.settings.config import compose_config
 from lightning_ntk.train import build_method
 
 IMAGE28 = TaskSpec("classification", (1, 28, 28), 5)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning_ntk.config import compose_config
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.settings.config import compose_config
 
 
 def is_wandb(content: Any) -> bool:

@@ -16,7 +16,7 @@ from lightning_ntk.benchmark.rows import Row, Table
 from lightning_ntk.benchmark.runs import seconds_to_level
 from lightning_ntk.benchmark.settings import QUICK, Settings
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.results import RunResult, write_results
+from lightning_ntk.running.results import RunResult, write_results
 
 
 def rows_of(content, name):

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from reference import dense_jacobian
 
-from lightning_ntk.allocation import ENVIRONMENT
 from lightning_ntk.benchmark import kernels, steps
 from lightning_ntk.benchmark.goals import figures
 from lightning_ntk.benchmark.memory import measure_memory, probe
@@ -21,6 +20,7 @@ from lightning_ntk.benchmark.settings import QUICK, Settings
 from lightning_ntk.benchmark.tables import measure_tables
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import functional
+from lightning_ntk.running.allocation import ENVIRONMENT
 
 SMALL = Settings(**QUICK)
 

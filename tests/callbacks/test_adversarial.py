@@ -13,8 +13,6 @@ from callbacks.adversarial import Adversarial
 from callbacks.adversarial_figure import NEVER, accuracy_over_queries
 from lightning_ntk.attacks.support import pgd_through_adaptation
 from lightning_ntk.attacks.white_box import pgd_linf
-from lightning_ntk.building import instantiate
-from lightning_ntk.config import conf_folder
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.methods.base import MetaLearner
@@ -23,7 +21,9 @@ from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.methods.protonet import ProtoNet
 from lightning_ntk.methods.reptile import Reptile
 from lightning_ntk.networks.conv4 import Conv4
-from lightning_ntk.run import Run
+from lightning_ntk.running.run import Run
+from lightning_ntk.settings.building import instantiate
+from lightning_ntk.settings.config import conf_folder
 
 CHOSEN = ["callbacks=[timing,adversarial]", "callbacks.adversarial.simba_directions=3", "callbacks.adversarial.steps=2"]
 GLYPHS = [*TINY, "data=glyphs", "data.ways=3", "data.queries=3", "network.filters=8"]

@@ -19,12 +19,12 @@ from test_train import TINY, TINY_SINE, rows, run
 from callbacks import base
 from callbacks.probing import episode_seed, undisturbed
 from lightning_ntk import evaluate
-from lightning_ntk.config import conf_folder
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder
 
 
 @pytest.fixture

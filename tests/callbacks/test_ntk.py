@@ -12,14 +12,14 @@ from test_train import TINY, TINY_SINE, rows, run
 from callbacks.ntk import NTK, mean_spectrum
 from callbacks.ntk_kernels import evenly
 from lightning_ntk import evaluate, train
-from lightning_ntk.config import conf_folder
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.ntk import functional
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder
 
 TINY_GLYPHS = [*TINY, "data=glyphs", "data.queries=2", "network.filters=8", "data.ways=3"]
 SPEC = TaskSpec("classification", (1, 20, 20), 3)

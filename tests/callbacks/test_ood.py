@@ -20,7 +20,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.results import mean_and_ci95, read_results
+from lightning_ntk.running.results import mean_and_ci95, read_results
 
 TINY_GLYPHS = [*TINY, "data=glyphs", "data.queries=2", "network.filters=8", "data.ways=3"]
 FEW = ["callbacks.ood.test_episodes=4", "callbacks.ood.corruptions=[contrast,gaussian_noise]"]

@@ -11,7 +11,7 @@ from test_train import TINY, TINY_SINE, run
 from datamodules.digits import Digits
 from lightning_ntk import evaluate
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
 
 
 def test_all_digits_are_the_test_split():

@@ -13,9 +13,9 @@ from datamodules import omniglot, published
 from datamodules.omniglot import FULL, Omniglot
 from datamodules.tiered_imagenet import TieredImageNet
 from lightning_ntk import train
-from lightning_ntk.config import compose_config
 from lightning_ntk.errors import DataError
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import compose_config
 
 SPLITS = ("train", "val", "test")
 IMAGES = 3  # a class

@@ -5,8 +5,8 @@ import collections
 import pytest
 
 from datamodules.splits import find_split_file, read_split
-from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.settings.config import conf_folder
 
 # Classes and images of each split, as the papers give them.
 PUBLISHED = {

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from sweeping import PROGRAM, starts
 
 from lightning_ntk import cli
-from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.errors import ConfigError, MissingDependencyError
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder, groups
 from lightning_ntk.sweep import plan
 from lightning_ntk.sweep.command import plain_words, sweep_folder
 from lightning_ntk.sweep.grid import expand, read_overrides

@@ -4,8 +4,8 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lightning_ntk.config import conf_folder, groups
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.settings.config import conf_folder, groups
 from lightning_ntk.sweep.grid import expand, read_overrides
 
 KNOWN = groups([conf_folder()])

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from sweeping import PROGRAM, Notes, run_locally, starts, trivial
 
-from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.results import SCHEMA_VERSION, read_results
+from lightning_ntk.running.results import SCHEMA_VERSION, read_results
+from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep import job as job_module
 from lightning_ntk.sweep.command import JobList
 from lightning_ntk.sweep.job import read_state, write_state

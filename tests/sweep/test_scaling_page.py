@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from lightning_ntk import cli
-from lightning_ntk.config import conf_folder
+from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep import simulate, traffic
 
 PAGE = (conf_folder().parent / "docs" / "SCALING.md").read_text()

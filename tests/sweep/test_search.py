@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from sweeping import PROGRAM, Notes
 
-from lightning_ntk.config import compose_config, conf_folder, groups
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.settings.config import compose_config, conf_folder, groups
 from lightning_ntk.sweep.job import State, read_state
 from lightning_ntk.sweep.launchers.local import LocalLauncher
 from lightning_ntk.sweep.plan import make_jobs

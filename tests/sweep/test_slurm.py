@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from sweeping import Notes, starts, trivial
 
-from lightning_ntk.config import conf_folder
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep.command import JobList
 from lightning_ntk.sweep.job import Needs
 from lightning_ntk.sweep.launchers.slurm import SlurmLauncher, rank_variables

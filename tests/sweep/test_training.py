@@ -6,8 +6,8 @@ import pytest
 from test_train import TINY_SINE
 
 from lightning_ntk import cli
-from lightning_ntk.config import conf_folder
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep.job import read_state
 
 LAUNCHERS = {

@@ -10,9 +10,9 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from lightning_ntk.config import compose_config, conf_folder
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.results import read_results
+from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import compose_config, conf_folder
 from lightning_ntk.sweep.settings import load_yaml, read_named
 from lightning_ntk.sweep.wandb_sweep import check_parameters, is_wandb
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from lightning_ntk.results import RunResult, write_results
+from lightning_ntk.running.results import RunResult, write_results
 
 settings = dict(word.partition("=")[::2] for word in sys.argv[1:])
 folder = Path(settings.get("ckpt") or settings["run_dir"])

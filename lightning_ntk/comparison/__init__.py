@@ -1,0 +1,1 @@
+"""Runs side by side: tables, figures, the page, the W&B dashboard."""

@@ -1,0 +1,113 @@
+"""Runs on several tasks: a comparison of each task, and one table and one figure over all of them."""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_ntk.compare import compare_entries, default_folder, find_runs, unique_names
+from lightning_ntk.comparison.figures import scores_over_tasks
+from lightning_ntk.comparison.table import (
+    SCORE_TITLES,
+    Entry,
+    Row,
+    difference_cell,
+    has_baseline,
+    markdown_table,
+    score_cell,
+    summary,
+)
+from lightning_ntk.errors import ConfigError, nearest_name
+
+# Settings that read well behind their number, "5 shots", and one of them.
+COUNTED = {"ways": "way", "shots": "shot", "queries": "query"}
+
+
+def compare_tasks(paths: Sequence[Path], baseline: str | None = None, out: Path | None = None) -> None:
+    """Compare the runs of each task by themselves, then all: writes comparison_TASK/, overview.md and overview.png.
+
+    Runs of a single task get the comparison alone. A task without a run of the baseline has no differences.
+    """
+    folder = out or default_folder(paths)
+    tasks = _by_task(find_runs(paths))
+    if len(tasks) == 1:
+        compare_entries(tasks[0], baseline, folder)
+        return
+    known = _names(*tasks)
+    if baseline is not None and baseline not in known:
+        raise ConfigError(
+            f"baseline={baseline} is none of the runs.{nearest_name(baseline, known)} Runs: {', '.join(sorted(known))}."
+        )
+    names = task_names([entries[0].result.task for entries in tasks])
+    metrics, rows = [], []
+    for name, entries in zip(names, tasks, strict=True):
+        where = folder / f"comparison_{re.sub(r'[^A-Za-z0-9.]+', '_', name)}"
+        metrics.append(next(iter(entries[0].result.episodes)).removeprefix("test/"))
+        rows.append(compare_entries(entries, baseline if baseline in _names(entries) else None, where))
+    table = folder / "overview.md"
+    try:
+        table.write_text(overview(names, metrics, rows), encoding="utf-8")
+        files = [table]
+        if len(set(metrics)) == 1:
+            files.append(scores_over_tasks(_scores(rows), names, metrics[0], folder / "overview.png"))
+    except OSError as error:
+        raise ConfigError(f"out={folder} cannot be written: {error}. Name another folder by out=.") from error
+    sys.stdout.write("".join(f"{file}\n" for file in files))
+
+
+def task_names(tasks: Sequence[dict[str, Any]]) -> list[str]:
+    """A name for each task from the settings in which they differ; numbered where those are the same."""
+    keys = dict.fromkeys(key for task in tasks for key in task)
+    differing = [key for key in keys if len({json.dumps(task.get(key)) for task in tasks}) > 1]
+    names = []
+    for task in tasks:
+        parts = [(key, task[key]) for key in differing if task.get(key) is not None]
+        names.append(", ".join(_words(key, value) for key, value in parts) or "task")
+    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _words(key: str, value: Any) -> str:
+    if key == "data":
+        return str(value)
+    return f"{value} {COUNTED[key] if value == 1 else key}" if key in COUNTED else f"{key} {value}"
+
+
+def overview(tasks: Sequence[str], metrics: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
+    """The scores on all tasks as one table in Markdown: a row for each row of their comparisons, means before runs."""
+    shown = [{row.name: row for row in summary(of_task)} for of_task in rows]
+    header = ["method"]
+    body = {name: [name] for of_task in shown for name in of_task}
+    for task, metric, of_task in zip(tasks, metrics, shown, strict=True):
+        with_differences = has_baseline(list(of_task.values()))
+        header += [f"{task}: {SCORE_TITLES[metric]}"] + (["difference to baseline"] if with_differences else [])
+        for name, line in body.items():
+            row = of_task.get(name)
+            line.append("" if row is None else score_cell(metric, row.score, row.ci95))
+            if with_differences:
+                line.append("" if row is None else difference_cell(metric, row))
+    return f"{markdown_table(header, list(body.values()))}\nIntervals are 95 %, over episodes.\n"
+
+
+def _by_task(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The runs of each task, named as they are without those of the others."""
+    tasks: dict[str, list[Entry]] = {}
+    for entry in entries:
+        tasks.setdefault(entry.result.episode_ids, []).append(entry)
+    named = []
+    for runs in tasks.values():
+        names = unique_names([run.folder for run in runs], [run.result for run in runs])
+        named.append([dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)])
+    return named
+
+
+def _names(*groups: Sequence[Entry]) -> set[str]:
+    """What a baseline can be called."""
+    return {name for entries in groups for entry in entries for name in (entry.result.method, entry.name)}
+
+
+def _scores(rows: Sequence[Sequence[Row]]) -> dict[str, list[tuple[float, float] | None]]:
+    shown = [{row.name: (row.score, row.ci95) for row in summary(of_task)} for of_task in rows]
+    return {name: [of_task.get(name) for of_task in shown] for name in dict.fromkeys(n for s in shown for n in s)}

@@ -1,0 +1,251 @@
+"""The run folder: what a run leaves, where it is, and how one is taken up again."""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.running import cluster
+from lightning_ntk.running.run_folder_names import CONFIG_FILE, OVERRIDES_FILE, RUN_FOLDER_VARIABLE
+from lightning_ntk.settings.config import plain
+from lightning_ntk.settings.overrides import key_of
+from lightning_ntk.settings.paths import as_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of one of our runs.
+
+    Attributes:
+        file: where it is.
+        content: what Lightning saved: `state_dict`, `global_step`, ... and our `run`.
+        config, overrides, config_folder: of the run that wrote it.
+        spec: of its training data.
+    """
+
+    file: Path
+    content: dict[str, Any]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.content["run"]["config"]
+
+    @property
+    def overrides(self) -> list[str]:
+        return self.content["run"]["overrides"]
+
+    @property
+    def config_folder(self) -> str | None:
+        return self.content["run"].get("config_folder")
+
+    def settings(self) -> list[str]:
+        """The overrides that made the run what it is, without those that say where it comes from and goes."""
+        return [o for o in self.overrides if key_of(o) not in ("ckpt", "run_dir")]
+
+    @property
+    def spec(self) -> TaskSpec:
+        kept = self.content["run"]["spec"]
+        return TaskSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder that it lies in, or None when it was moved out of one."""
+        folder = self.file.parent.parent
+        return folder if (folder / CONFIG_FILE).is_file() else None
+
+
+def load_checkpoint(path: str, key: str, name: str = "last") -> Checkpoint:
+    """Load a checkpoint, from its file or as `checkpoints/NAME.ckpt` of a run folder. Nothing is unpickled freely.
+
+    Args:
+        key: the config key that named it, for error messages.
+        name: best or last; a run without validation has no best one, and its last is taken.
+    """
+    file = folder = as_path(path, key)
+    try:
+        if folder.is_dir():
+            file = folder / "checkpoints" / f"{name}.ckpt"
+            if not file.is_file():
+                file = file.with_name("last.ckpt")
+        if not file.is_file():
+            if (folder / CONFIG_FILE).is_file():
+                raise ConfigError(
+                    f"{key}={path}: the run was stopped before its first checkpoint (after val_every steps): "
+                    "there is nothing to go on from. Delete the folder and train again."
+                )
+            raise ConfigError(f"{key}={path}: there is no checkpoint {file}. Give a run folder or a .ckpt file.")
+    except OSError as error:  # A name that is too long.
+        raise ConfigError(f"{key}={path} cannot be looked up: {error.strerror}.") from error
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types on a file that is none of its own.
+        raise ConfigError(f"{key}={path}: {file} cannot be read as a checkpoint ({type(error).__name__}).") from error
+    if not isinstance(content, dict) or "run" not in content:
+        raise ConfigError(f"{key}={path}: {file} was not written by lightning_ntk.")
+    return Checkpoint(file.resolve(), content)
+
+
+def check_same_model(checkpoint: Checkpoint, config: DictConfig, key: str) -> None:
+    """Raise `ConfigError` when the config asks for another method or network than the checkpoint holds."""
+    asked = plain(config)
+    was, now = checkpoint.config["method"]["_target_"], asked["method"]["_target_"]
+    if was != now:
+        raise ConfigError(
+            f"{key}={checkpoint.file} is a checkpoint of {_last(was)}, but method={_last(now)} is asked for. "
+            "Leave method= out to go on with the checkpoint's, or train anew without the checkpoint."
+        )
+    if checkpoint.config["network"] != asked["network"]:
+        old, new = checkpoint.config["network"], asked["network"]
+        differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        if "_target_" in differing:
+            differing = ["_target_"]
+        changes = ", ".join(f"network.{name}: {old.get(name)} there, {new.get(name)} asked" for name in differing)
+        raise ConfigError(f"{key}={checkpoint.file} is a checkpoint of another network ({changes}).")
+
+
+def check_same_parameters(checkpoint: Checkpoint, method: torch.nn.Module, key: str) -> None:
+    """Raise `ConfigError` when the settings asked for make other parameters than the checkpoint holds."""
+    was, now = (
+        {name: tuple(p.shape) for name, p in state.items()}
+        for state in (checkpoint.content["state_dict"], method.state_dict())
+    )
+    differing = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    if differing:
+        name = differing[0]
+        raise ConfigError(
+            f"{key}={checkpoint.file}: with the settings asked for, the method's parameters are not those of the "
+            f"checkpoint ({name}: {was.get(name, 'none')} there, {now.get(name, 'none')} now). Leave out the settings "
+            "of method= and network= that change them."
+        )
+
+
+def check_same_tasks(checkpoint: Checkpoint, spec: TaskSpec, key: str) -> None:
+    """Raise `ConfigError` when the data's tasks are not what the checkpoint's network was made for."""
+    for name, setting in (("kind", "data"), ("input_shape", "data"), ("outputs", "data.ways")):
+        was, now = getattr(checkpoint.spec, name), getattr(spec, name)
+        if was != now:
+            raise ConfigError(
+                f"{setting}: {key}={checkpoint.file} was trained for tasks of {name} {was}, but the data asked for has "
+                f"{now}. Leave {setting}= out to go on with the run's own."
+            )
+    if (checkpoint.spec.mean is None) != (spec.mean is None):
+        raise ConfigError(f"data.normalize differs from that of the run of {key}={checkpoint.file}. Leave it out.")
+
+
+def check_no_other_folder(checkpoint: Checkpoint, overrides: list[str]) -> None:
+    """Raise `ConfigError` when a run that goes on in its own folder is sent to another."""
+    if checkpoint.folder is not None and any(key_of(o) == "run_dir" for o in overrides):
+        raise ConfigError(
+            f"run_dir= cannot be set with ckpt=: the run goes on in its own folder, {checkpoint.folder}. For a new run "
+            "from these parameters, copy the .ckpt file out of the folder first."
+        )
+
+
+def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
+    """Where a new run goes: `run_dir`, or a folder of its own under ./runs. Not created yet.
+
+    Raises:
+        ConfigError: there is a run already, or the folder cannot be written.
+    """
+    if cluster.is_child():
+        return Path(os.environ[RUN_FOLDER_VARIABLE])
+    folder = agreed_folder(config, method, data)
+    if folder is not None:
+        check_writable(folder, "run_dir")
+        # A job that was stopped before its first checkpoint starts again in the folder that it made.
+        if cluster.is_first() and not cluster.is_restarted() and (folder / CONFIG_FILE).exists():
+            raise ConfigError(
+                f"run_dir={config.run_dir or folder} already holds a run. Go on with it by "
+                f"{shlex.quote(f'ckpt={config.run_dir or folder}')}, delete it, or name another."
+            )
+        return folder
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    base = Path.cwd() / "runs" / f"{stamp}_{data}_{method}_seed{config.seed}"
+    folder = base
+    for number in range(2, 1000):
+        if not folder.exists():
+            break
+        folder = base.with_name(f"{base.name}_{number}")
+    check_writable(folder, "run_dir")
+    return folder
+
+
+def agreed_folder(config: DictConfig, method: str, data: str) -> Path | None:
+    """The folder that all ranks of a job find by themselves, and find again after a restart: as set, or by the job.
+
+    None where there is neither: one process is then free to choose.
+    """
+    if config.run_dir is not None:
+        return as_path(config.run_dir, "run_dir").resolve()
+    job = cluster.job_name()
+    return None if job is None else Path.cwd() / "runs" / f"{data}_{method}_seed{config.seed}_{job}"
+
+
+def restarted_from(config: DictConfig) -> str | None:
+    """The folder to go on from when the cluster has started this job again; None where there is nothing yet."""
+    if not cluster.is_restarted():
+        return None
+    folder = agreed_folder(config, config.choices.method, config.choices.data)
+    return None if folder is None or not (folder / "checkpoints" / "last.ckpt").exists() else str(folder)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raise `ConfigError` when a folder, which need not exist, cannot be made or written to."""
+    try:
+        ancestor = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:  # A name that is too long.
+        raise ConfigError(f"{key}={folder} cannot be written: {error.strerror}.") from error
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise ConfigError(f"{key}={folder} cannot be written: {ancestor} is no folder that you can write to.")
+
+
+def create(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bool = False) -> list[Path]:
+    """Make the folder and record the resolved config and the overrides that led to it.
+
+    Args:
+        is_new: there must be no run in it yet, not even one that another process has begun a moment ago.
+
+    Returns:
+        The folders that were made, innermost first.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_new:
+            (folder / CONFIG_FILE).touch(exist_ok=False)
+        OmegaConf.save(config, folder / CONFIG_FILE, resolve=True)
+        OmegaConf.save(OmegaConf.create(list(overrides)), folder / OVERRIDES_FILE)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"run_dir={folder}: another process has begun a run there meanwhile. Start this one again, or name another "
+            "folder by run_dir=."
+        ) from error
+    except OSError as error:
+        discard(folder, made)
+        if is_new:
+            with contextlib.suppress(OSError):
+                (folder / CONFIG_FILE).unlink()
+        raise ConfigError(f"run_dir={folder} cannot be written: {error}") from error
+    return made
+
+
+def discard(folder: Path, made: list[Path]) -> None:
+    """Undo `create`, where it made the folder."""
+    if folder in made:
+        shutil.rmtree(folder, ignore_errors=True)
+        for path in made[1:]:
+            with contextlib.suppress(OSError):  # Others may use it by now.
+                path.rmdir()
+
+
+def _last(target: str) -> str:
+    return target.rsplit(".", 1)[-1]

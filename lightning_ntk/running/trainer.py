@@ -1,0 +1,75 @@
+"""Lightning's Trainer, with what this framework decides for it."""
+
+import math
+import os
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.methods.base import MetaLearner
+from lightning_ntk.running.checkpointing import AtomicCheckpoints
+from lightning_ntk.settings.building import check_types
+from lightning_ntk.settings.config import TRAINER_DECIDED, plain
+
+
+def check_precision(precision: str | None, method: MetaLearner) -> None:
+    """Raise `ConfigError` where a method's kernels would be made of rounded Jacobians."""
+    if method.solves_kernels and precision in ("bf16-true", "16-true"):
+        raise ConfigError(
+            f"trainer.precision={precision} rounds the parameters, and with them the kernel that "
+            f"{type(method).__name__} solves with. Use {precision.replace('true', 'mixed')}, which leaves them whole, "
+            "or 32-true."
+        )
+
+
+def check_numbers(settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` for numbers that Lightning takes without a word and that mean nothing."""
+    clip, every = settings.get("gradient_clip_val"), settings.get("log_every_n_steps")
+    if clip is not None and not (clip > 0 and math.isfinite(clip)):
+        raise ConfigError(f"trainer.gradient_clip_val must be a finite positive number, or null, but got {clip}.")
+    if every is not None and every < 1:
+        raise ConfigError(f"trainer.log_every_n_steps must be at least 1, but got {every}.")
+
+
+def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: list, callbacks: list) -> pl.Trainer:
+    """The Trainer of a run, or of an evaluation.
+
+    Raises:
+        ConfigError: for settings that Lightning refuses, and those that would undo what the run is.
+    """
+    settings = plain(config.trainer)
+    for name in settings:
+        if name in TRAINER_DECIDED:
+            instead = TRAINER_DECIDED[name]
+            raise ConfigError(f"trainer.{name} cannot be set: it would change what the run is. Use {instead}.")
+    devices = settings.get("devices")
+    if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
+        settings["strategy"] = "ddp"
+    check_types(settings, pl.Trainer, "trainer")
+    check_numbers(settings)
+    try:
+        trainer = pl.Trainer(
+            **settings,
+            plugins=[AtomicCheckpoints()],
+            max_epochs=config.steps // config.val_every,
+            limit_val_batches=1.0 if data.has_split("val") else 0,
+            num_sanity_val_steps=0,
+            # Adaptation, kernels and attacks need gradients in evaluation; episodes shard themselves.
+            inference_mode=False,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            logger=loggers,
+            callbacks=callbacks,
+        )
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        asked = f"trainer.accelerator={settings.get('accelerator')}, trainer.devices={devices}"
+        raise ConfigError(f"trainer settings: {reason} ({asked}, see trainer.*)") from error
+    # Lightning counts the GPUs; on CPUs it would start any number of processes.
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
+        raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")
+    return trainer

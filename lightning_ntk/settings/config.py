@@ -1,0 +1,205 @@
+"""Configuration: conf/ composed with the user's overrides by Hydra, and errors that name the nearest key.
+
+Hydra's compose API is used rather than `@hydra.main`: see docs/ARCHITECTURE.md.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_ntk.errors import ConfigError, nearest_name
+from lightning_ntk.settings.overrides import SEVERAL, check_choices, key_of, readable
+from lightning_ntk.settings.paths import as_path
+
+# Folders that hold no choices of a config group.
+NOT_GROUPS = ("splits", "sweep")
+# What one may look for, and why it is no setting.
+NOT_SETTINGS = {
+    "method.loss": "the loss is cross-entropy in classification and the squared error in regression. Meta-RKHS-II's is "
+    "the squared error in both, for which alone its closed form holds: for cross-entropy use method=meta_rkhs_i.",
+}
+# Arguments of the Trainer that would change what a step, a validation or a test is, and what to set instead.
+TRAINER_DECIDED = {
+    "max_epochs": "steps and val_every",
+    "min_epochs": "steps",
+    "max_steps": "steps",
+    "min_steps": "steps",
+    "limit_train_batches": "steps and val_every",
+    "limit_val_batches": "data.val_episodes",
+    "limit_test_batches": "data.test_episodes",
+    "overfit_batches": "steps",
+    "fast_dev_run": "steps=1 val_every=1 data.val_episodes=4 data.test_episodes=4",
+    "barebones": "trainer.enable_progress_bar=false logger=csv",
+    "accumulate_grad_batches": "data.tasks_per_step",
+    "val_check_interval": "val_every",
+    "check_val_every_n_epoch": "val_every",
+    "num_sanity_val_steps": "val_every",
+    "enable_checkpointing": "test_checkpoint",
+    "enable_model_summary": "no setting",
+    "inference_mode": "no setting: adaptation needs gradients",
+    "use_distributed_sampler": "no setting: episodes shard themselves",
+    "sync_batchnorm": "no setting: a task's batch statistics are its own, and second-order gradients do not pass "
+    "through statistics that processes exchange. network.norm=group has none",
+    "logger": "the group logger",
+    "callbacks": "the group callbacks",
+    "plugins": "no setting",
+}
+# Groups whose choices a run is known by.
+NAMED = ("method", "data", "network")
+
+
+class UnknownSettingError(ConfigError):
+    """There is no setting of this key."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def conf_folder() -> Path:
+    """The folder of the configuration: inside the package when installed, at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def own_folder(name: str) -> Path:
+    """The user's own configuration folder."""
+    folder = as_path(name, "--config-dir").resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir={name} is not a folder.")
+    return folder
+
+
+def groups(folders: list[Path]) -> dict[str, dict[str, str]]:
+    """`{group: {choice: one-line description}}` of all config groups in the given folders, later folders added."""
+    found: dict[str, dict[str, str]] = {}
+    for folder in folders:
+        for group in sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in NOT_GROUPS):
+            for file in sorted(group.glob("*.yaml")):
+                found.setdefault(group.name, {})[file.stem] = describe(file)
+    return found
+
+
+def describe(file: Path) -> str:
+    """The first comment line of a YAML file that is not a Hydra directive."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and not line.startswith("# @"):
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def compose_config(
+    name: str, overrides: list[str], extra_folder: str | None = None, inherited: Sequence[str] = ()
+) -> DictConfig:
+    """conf/NAME.yaml with the overrides applied, in Hydra's override grammar; `choices` holds the names in NAMED.
+
+    Args:
+        extra_folder: a folder of the user's own config groups, searched before conf/.
+        inherited: overrides of an earlier run, which come first. One that the choices now asked for have no setting
+            for is left out.
+
+    Raises:
+        ConfigError: for a misspelt key, group or choice (with the nearest name), or anything Hydra refuses.
+    """
+    folders, search = [conf_folder()], []
+    if extra_folder is not None:
+        extra = own_folder(extra_folder)
+        folders.append(extra)
+        search = [f"hydra.searchpath={json.dumps([f'file://{extra}'], ensure_ascii=False)}"]
+    first, known = [readable(o) for o in inherited], groups(folders)
+    while True:
+        words = [*first, *(readable(o) for o in overrides), *search]
+        chosen = check_choices(words, known)
+        try:
+            return _compose(name, words, folders[1:])
+        except yaml.YAMLError as error:
+            place = getattr(error, "problem_mark", None)
+            where = f"{place.name}, line {place.line + 1}" if place else "a file of the configuration"
+            what = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise ConfigError(f"{where} is not readable YAML: {what}.") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            explained = explain(error, name, chosen, folders[1:])
+            unfit = [o for o in first if isinstance(explained, UnknownSettingError) and key_of(o) == explained.key]
+            if not unfit:
+                raise explained from error
+            first = [o for o in first if o not in unfit]
+
+
+def _compose(name: str, overrides: list[str], own: Sequence[Path] = ()) -> DictConfig:
+    # A composition inside another program's Hydra application must not disturb it, nor be disturbed.
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+            for folder in own:  # hydra.searchpath alone would put it behind conf/, whose choices would hide its own.
+                GlobalHydra.instance().config_loader().get_search_path().prepend("own", f"file://{folder}", "main")
+            config = compose(config_name=name, overrides=overrides, return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = outer
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+        config.choices = {group: choices[group] for group in NAMED}
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # Now, rather than in the middle of a run.
+    return config
+
+
+def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] = ()) -> ConfigError:
+    """Hydra's message in one line, with the nearest key of the chosen groups where a key is misspelt."""
+    text = str(error)
+    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if match:
+        key = match.group(1)
+        if key in NOT_SETTINGS:
+            return UnknownSettingError(f"There is no setting {key!r}: {NOT_SETTINGS[key]}", key)
+        group, _, argument = key.partition(".")
+        if group == "trainer" and argument in TRAINER_DECIDED:
+            return UnknownSettingError(f"{key} cannot be set: use {TRAINER_DECIDED[argument]}.", key)
+        near = what_was_meant(key, _compose(name, chosen, own), groups([conf_folder(), *own]))
+        see = "See --help, or --cfg for all settings."
+        if group == "trainer":
+            see = f"Further arguments of Lightning's Trainer are added with a plus: +{key}=VALUE."
+        return UnknownSettingError(f"There is no setting {key!r}.{near} {see}", key)
+    line = text.strip().split("\n")[0]
+    full_key = getattr(error, "full_key", None)
+    return ConfigError(f"{full_key}: {line}" if full_key else line)
+
+
+def what_was_meant(key: str, config: DictConfig, known: dict[str, dict[str, str]]) -> str:
+    """A clause for an error about a key that a config lacks: its choice is not made, or the nearest key beside it."""
+    place, _, last = key.rpartition(".")
+    group, _, choice = place.partition(".")
+    if group in SEVERAL and choice in known[group] and choice not in (config.get(group) or {}):
+        return f" It belongs to {group}={choice}, which is not chosen: {group}=[...,{choice}]."
+    keys = dotted_keys(config)
+    beside = [each.rpartition(".")[2] for each in keys if place and each.rpartition(".")[0] == place]
+    if not beside:
+        return nearest_name(key, keys)
+    # Compared without what they have in common, which would make any two alike.
+    return nearest_name(last, beside).replace("'", f"'{place}.", 1)
+
+
+def dotted_keys(config: Any, prefix: str = "") -> list[str]:
+    """All keys of a config, nested ones with dots."""
+    keys = []
+    for key in config:
+        keys.append(prefix + str(key))
+        node = OmegaConf.select(config, str(key), throw_on_missing=False)
+        if isinstance(node, DictConfig):
+            keys += dotted_keys(node, f"{prefix}{key}.")
+    return keys
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain dicts, lists and scalars."""
+    return OmegaConf.to_container(config, resolve=True)

@@ -1,0 +1,81 @@
+"""Runs on several tasks: a comparison of each, and one table over all."""
+
+from pathlib import Path
+
+import pytest
+from test_compare import TASK, write_run
+
+from lightning_ntk import compare
+from lightning_ntk.comparison.overview import compare_tasks, task_names
+from lightning_ntk.errors import ConfigError
+
+
+def of_task(letter, **settings):
+    return {"episode_ids": letter * 64, "task": {**TASK, **settings}}
+
+
+@pytest.fixture
+def runs():
+    write_run("all/maml_1", "maml", [0.5, 0.7, 0.6, 0.6], **of_task("a"))
+    write_run("all/anil_1", "anil", [0.5, 0.6, 0.6, 0.5], **of_task("a"))
+    write_run("all/maml_5", "maml", [0.7, 0.9, 0.8, 0.8], **of_task("b", shots=5))
+    write_run("all/reptile_5", "reptile", [0.7, 0.7, 0.7, 0.7], **of_task("b", shots=5))
+    return Path("all")
+
+
+def test_one_table_has_all_tasks(runs):
+    compare.main([str(runs), "by_task=true", "baseline=maml"])
+    lines = (runs / "overview.md").read_text().splitlines()
+    assert lines[0] == (
+        "| method | 1 shot: accuracy, % | difference to baseline | 5 shots: accuracy, % | difference to baseline |"
+    )
+    assert lines[2:5] == [
+        "| maml | 60.00 ± 8.00 | baseline | 80.00 ± 8.00 | baseline |",
+        "| anil | 55.00 ± 5.66 | -5.00 ± 5.66 |  |  |",
+        "| reptile |  |  | 70.00 ± 0.00 | -10.00 ± 8.00 |",
+    ]
+    assert (runs / "overview.png").stat().st_size > 10_000
+    assert "maml" in (runs / "comparison_1_shot" / "comparison.md").read_text()
+    assert "reptile" in (runs / "comparison_5_shots" / "comparison.md").read_text()
+
+
+def test_seeds_are_one_row_and_a_task_without_the_baseline_has_no_differences(runs):
+    write_run("all/again", "maml", [0.7, 0.7, 0.8, 0.6], seed=1, **of_task("a"))
+    compare_tasks([runs], "anil")
+    lines = (runs / "overview.md").read_text().splitlines()
+    assert lines[0] == "| method | 1 shot: accuracy, % | difference to baseline | 5 shots: accuracy, % |"
+    assert lines[2].startswith("| maml, mean over 2 seeds | 65.00 ± ")
+    assert lines[3] == "| anil seed 0 | 55.00 ± 5.66 | baseline |  |"
+
+
+def test_a_single_task_gets_its_comparison_alone(runs):
+    compare_tasks([runs / "maml_1", runs / "anil_1"], None, Path("out"))
+    assert (Path("out") / "comparison.md").exists()
+    assert not (Path("out") / "overview.md").exists()
+
+
+def test_accuracy_and_errors_share_a_table_but_no_figure(runs):
+    sine = of_task("c", data="Sinusoid")
+    write_run("all/sine", "maml", [0.25, 0.75], **sine, episodes={"test/mse": [0.25, 0.75]}, metrics={"test/mse": 0.5})
+    compare_tasks([runs])
+    lines = (runs / "overview.md").read_text().splitlines()
+    assert "| Sinusoid, 1 shot: mean squared error |" in lines[0]
+    assert not (runs / "overview.png").exists()
+
+
+def test_tasks_are_named_by_what_differs():
+    assert task_names([TASK, {**TASK, "data": "Omniglot", "ways": 20}]) == ["Glyphs, 5 ways", "Omniglot, 20 ways"]
+    assert task_names([TASK, {**TASK, "eval_seed": 3}]) == ["task", "eval_seed 3"]
+    assert task_names([TASK, TASK]) == ["task (1)", "task (2)"]
+
+
+def test_bad_settings_are_named(runs):
+    with pytest.raises(ConfigError, match=r"baseline=mmal is none of the runs\. Did you mean 'maml'\?"):
+        compare_tasks([runs], "mmal")
+    with pytest.raises(ConfigError, match="by_task must be true or false, but got 'yes'"):
+        compare.main([str(runs), "by_task=yes"])
+    with pytest.raises(ConfigError, match="by_task=true"):
+        compare.main([str(runs)])
+    Path("file").write_text("")
+    with pytest.raises(ConfigError, match="out=file"):
+        compare.main([str(runs), "by_task=true", "out=file"])

@@ -1,0 +1,48 @@
+"""Freed memory stays with the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lightning_ntk import cli
+from lightning_ntk.running import allocation
+
+# Blocks like the activations of a step, again and again: page faults of the last round.
+ROUNDS = """
+import resource
+import torch
+from lightning_ntk.running.allocation import keep_freed_memory
+
+assert keep_freed_memory()
+for number in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(5 * 2**20) for _ in range(6)]
+    del blocks
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_memory_that_was_freed_needs_no_new_pages():
+    # The blocks are 30,720 pages, which by default are most often given back: it depends on what lies behind them.
+    command = [sys.executable, "-W", "ignore", "-c", ROUNDS]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 100
+
+
+def test_the_users_choice_is_kept(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert not allocation.keep_freed_memory()
+
+
+def test_another_allocator_is_left_alone(monkeypatch):
+    monkeypatch.setattr("lightning_ntk.running.allocation.ctypes.CDLL", lambda name: object())
+    assert not allocation.keep_freed_memory()
+
+
+def test_every_command_runs_with_it(monkeypatch):
+    called = []
+    monkeypatch.setattr("lightning_ntk.cli.keep_freed_memory", lambda: called.append(True))
+    cli.main(["benchmark", "--help"])
+    assert called

@@ -1,0 +1,132 @@
+"""results.json: it comes back as it was written, is strict JSON, and a bad one is explained; the statistics."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from pathlib import Path
+
+import numpy
+import pytest
+
+from lightning_ntk.errors import DataError
+from lightning_ntk.running import results
+from lightning_ntk.running.results import RunResult, mean_and_ci95, package_versions, paired_difference, read_results
+from lightning_ntk.version import __version__
+
+RESULT = RunResult(
+    method="maml",
+    data="glyphs",
+    seed=3,
+    metrics={"test/accuracy": 0.6, "test/accuracy_ci95": 0.08},
+    episodes={"test/accuracy": [0.5, 0.7, 0.6, 0.6]},
+    episode_ids="a" * 64,
+    task={"data": "Glyphs", "ways": 5},
+    timings={"meta_step_s": 0.25, "fit_s": 40.0, "test_s": 3.0},
+    versions={"torch": "2"},
+    config={"method": {"lr": 1e-3, "names": ["a", None]}},
+    probes={"ntk": {"episodes": {"ntk/trace": [1.0, 2.0]}, "series": {"steps": [1, 2]}}},
+)
+
+
+def test_results_come_back_as_they_were_written(tmp_path):
+    assert results.write_results(tmp_path, RESULT) == tmp_path / "results.json"
+    assert read_results(tmp_path) == RESULT
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_the_result_has_exactly_the_published_fields(tmp_path):
+    results.write_results(tmp_path, RESULT)
+    published = {"schema_version", "method", "data", "seed", "metrics", "episodes", "episode_ids", "task", "timings"}
+    assert json.loads((tmp_path / "results.json").read_text()).keys() == published | {"versions", "config", "probes"}
+
+
+def test_results_of_version_1_are_read_without_probes(tmp_path):
+    old = dataclasses.asdict(RESULT) | {"schema_version": 1}
+    del old["probes"]
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    assert read_results(tmp_path) == dataclasses.replace(RESULT, probes={}, schema_version=1)
+
+
+def test_numbers_that_are_not_finite_are_written_as_strict_json(tmp_path):
+    result = dataclasses.replace(
+        RESULT,
+        metrics={"test/mse": math.inf},
+        episodes={"test/mse": [0.5, math.inf]},
+        timings={"meta_step_s": math.nan},
+        config={"method": {"t": math.inf}},
+        probes={"ntk": {"episodes": {"ntk/condition_number": [2.0, math.inf]}, "series": {"a": [math.nan]}}, "x": {}},
+    )
+    results.write_results(tmp_path, result)
+    content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert content["metrics"] == {"test/mse": None}
+    assert content["config"] == {"method": {"t": "inf"}}
+    back = read_results(tmp_path)
+    assert math.isnan(back.metrics["test/mse"])
+    assert math.isnan(back.timings["meta_step_s"])
+    values = back.probes["ntk"]["episodes"]["ntk/condition_number"]
+    assert values == [2.0, pytest.approx(math.nan, nan_ok=True)]
+    assert back.probes["ntk"]["series"] == {"a": [None]}
+    assert back.episodes["test/mse"] == [0.5, pytest.approx(math.nan, nan_ok=True)]
+
+
+def test_a_write_that_fails_leaves_the_earlier_results(tmp_path, monkeypatch):
+    results.write_results(tmp_path, RESULT)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.write_results(tmp_path, dataclasses.replace(RESULT, seed=4))
+    assert read_results(tmp_path) == RESULT
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "holds no results.json"),
+        ("{", "cannot be read as JSON"),
+        ('{"schema_version": 3}', "schema_version 3, but this version of lightning_ntk reads 1 and 2"),
+        ("[]", "schema_version None"),
+        ('{"schema_version": 1, "method": "maml"}', "lacks the fields config, data, episode_ids"),
+        ('{"schema_version": 2, "method": "maml"}', "lacks the fields .* probes, seed"),
+    ],
+)
+def test_results_that_cannot_be_read_are_explained(text, message):
+    Path("run").mkdir()
+    if text is not None:
+        Path("run/results.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_results(Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"metrics": []}, "another type"), ({"episodes": {}}, "no scores of episodes")]
+)
+def test_results_without_their_content_are_explained(tmp_path, changes, message):
+    results.write_results(tmp_path, dataclasses.replace(RESULT, **changes))
+    with pytest.raises(DataError, match=message):
+        read_results(tmp_path)
+
+
+def test_the_versions_name_what_results_depend_on(monkeypatch):
+    versions = package_versions()
+    assert {"python", "lightning_ntk", "torch", "pytorch-lightning", "numpy"} <= versions.keys()
+    assert versions["python"] == platform.python_version()
+    assert versions["lightning_ntk"] == __version__
+    assert versions["numpy"] == numpy.__version__
+    assert versions["torch"] == importlib.metadata.version("torch")
+    monkeypatch.setattr(results, "REPORTED_PACKAGES", ("numpy", "no-such-package"))
+    assert package_versions().keys() == {"python", "lightning_ntk", "numpy"}
+
+
+def test_the_statistics_by_hand():
+    assert mean_and_ci95([2.0]) == (2.0, 0.0)
+    # 1, 2, 3, 6: mean 3, squared deviations 4 + 1 + 0 + 9 over 3.
+    assert mean_and_ci95([1.0, 2.0, 3.0, 6.0]) == pytest.approx((3.0, 1.96 * math.sqrt(14 / 3) / 2))
+    # Differences 1 and 3: mean 2, sample deviation sqrt(2).
+    assert paired_difference([2.0, 4.0], [1.0, 1.0]) == pytest.approx((2.0, 1.96))
+    with pytest.raises(ValueError, match="shorter"):
+        paired_difference([1.0, 2.0], [1.0])

@@ -1,0 +1,207 @@
+"""Composition of the configuration and its errors."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.settings.building import check_types, instantiate
+from lightning_ntk.settings.config import compose_config, conf_folder, groups
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.wayz=5", r"'data\.wayz'.*Did you mean 'data\.ways'"),
+        ("metod=maml", r"'metod'.*Did you mean 'method'"),
+        ("method=meta_rkhs_3", r"method=meta_rkhs_3 does not exist.*Did you mean 'meta_rkhs_i+'.*Choices: anil"),
+        ("data=glyfs", r"Did you mean 'glyphs'"),
+        ("method.inner_lr=1", r"'method\.inner_lr'"),
+        ("method.lamda=1", r"'method\.lamda'\. See"),
+        ("callbacks.ntk.fit_every=2", r"It belongs to callbacks=ntk, which is not chosen: callbacks=\[\.\.\.,ntk\]"),
+        ("callbacks.timing._traget_=x", r"Did you mean 'callbacks\.timing\._target_'"),
+        ("callbacks=timng", r"callbacks=timng does not exist.*Did you mean 'timing'"),
+        ("callbacks=[default,timng]", r"callbacks=timng does not exist.*Did you mean 'timing'"),
+        ("callbacks=[timing,3]", r"callbacks takes its choices, one or a list \(callbacks=\[A,B\]\)"),
+        ("callbacks=default,timing", r"stand in brackets: callbacks=\[default,timing\]"),
+        ("method=[maml,anil]", r"method takes one of its choices"),
+        ("nonsense", r"KEY=VALUE"),
+        ("data.ways=[1", r"KEY=VALUE"),
+    ],
+)
+def test_misspelt_overrides_get_the_nearest_name(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_config("train", [override])
+
+
+def test_sine_waves_select_the_mlp_and_their_recipe_unless_told_otherwise():
+    config = compose_config("train", ["method=maml", "data=sinusoid"])
+    assert config.network._target_.endswith("MLP")
+    assert config.method.inner_lr == 0.01
+    assert compose_config("train", ["method=maml", "data=sinusoid", "method.inner_lr=7"]).method.inner_lr == 7
+    assert compose_config("train", ["data=sinusoid", "network=conv4"]).network._target_.endswith("Conv4")
+    assert compose_config("train", ["method=maml", "data=glyphs"]).method.inner_lr == 0.1
+
+
+def test_several_callbacks_are_chosen_in_a_list_and_the_last_list_counts():
+    default = compose_config("train", [])
+    assert list(default.callbacks) == ["timing"]
+    assert compose_config("train", ["callbacks=[timing]"]).callbacks == default.callbacks
+    assert compose_config("train", ["callbacks=[default,timing]"]).callbacks == default.callbacks
+    assert compose_config("train", ["callbacks=[]"]).get("callbacks") is None
+    assert compose_config("train", ["callbacks=default"], inherited=["callbacks=[]"]).callbacks == default.callbacks
+
+
+def test_an_experiment_sets_what_the_command_line_may_still_change():
+    demo, plain = compose_config("train", ["experiment=demo"]), compose_config("train", [])
+    assert demo.data.test_episodes < plain.data.test_episodes
+    assert demo.steps < plain.steps
+    assert compose_config("train", ["experiment=demo", "steps=7"]).steps == 7
+
+
+# What a choice cannot know.
+MANDATORY = {"from_dataset": ["data.dataset._target_=my.Dataset"]}
+
+
+def test_every_choice_describes_itself_in_one_line_and_composes():
+    for group, choices in groups([conf_folder()]).items():
+        for choice, text in choices.items():
+            assert 10 < len(text) < 110, f"{group}/{choice}"
+            if group not in ("recipe",):
+                assert compose_config("train", [f"{group}={choice}", *MANDATORY.get(choice, [])])
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nlr: 0.5\n")
+    config = compose_config("train", ["method=mine", "method.lr=2"], str(tmp_path))
+    assert config.method == {"_target_": "my.Method", "lr": 2}
+    with pytest.raises(ConfigError, match="--config-dir"):
+        compose_config("train", [], str(tmp_path / "missing"))
+
+
+def test_instantiate_names_the_key_that_a_class_does_not_take():
+    config = OmegaConf.create({"_target_": "lightning_ntk.methods.maml.MAML", "inner_lrr": 0.1})
+    with pytest.raises(ConfigError, match=r"method\.inner_lrr is no setting of .*MAML\. Did you mean 'inner_lr'"):
+        instantiate(config, "method", network=MLP((1,), 1), spec=TaskSpec("regression", (1,), 1))
+    with pytest.raises(ConfigError, match=r"method: .*no_such_module"):
+        instantiate(OmegaConf.create({"_target_": "no_such_module.X"}), "method")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=maml", "method.inner_lrr=1"], r"Did you mean 'method\.inner_lr'"),
+        (["data=image_folder", "data.roott=x"], r"Did you mean 'data\.root'"),
+        (["method=mine", "method.heigth=1"], r"Did you mean 'method\.height'"),
+    ],
+)
+def test_the_nearest_key_is_one_of_the_chosen_groups(overrides, message, tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nheight: 0.5\n")
+    with pytest.raises(ConfigError, match=message):
+        compose_config("train", overrides, str(tmp_path))
+    with pytest.raises(ConfigError) as caught:  # Sine waves have no ways: nothing may say that they do.
+        compose_config("train", ["data=sinusoid", "data.ways=5"])
+    assert "Did you mean 'data.ways'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["method=null", "experiment=null", "~method", "network@x=mlp"])
+def test_what_hydra_would_not_take_is_an_error_of_ours(override):
+    with pytest.raises(ConfigError, match=override.strip("~").partition("=")[0]):
+        compose_config("train", [override])
+
+
+def test_a_choice_that_need_not_be_made_can_be_left_out():
+    words = ["method=maml", "data=sinusoid"]
+    tuned, plain = compose_config("train", words), compose_config("train", [*words, "~recipe"])
+    assert tuned.method.inner_lr != plain.method.inner_lr
+    with pytest.raises(ConfigError, match="recipe=null: recipe takes one of its choices, or choose none by ~recipe"):
+        compose_config("train", ["recipe=null"])
+
+
+def test_a_file_that_is_no_yaml_is_named_with_its_line(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nlr: 1e-3\n\tfoo: 2\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml.*, line 4 is not readable YAML: found character '\\t'"):
+        compose_config("train", ["method=mine"], str(tmp_path))
+
+
+@pytest.mark.parametrize("path", [r"C:\data\a(b", "it's", r"it\'s (1)", "a(\\"])
+def test_a_path_arrives_as_it_was_written(path):
+    assert compose_config("train", ["data=image_folder", f"data.root={path}"]).data.root == path
+
+
+def test_a_composition_leaves_another_hydra_application_alone():
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        compose_config("train", ["seed=1"])
+        with pytest.raises(ConfigError):
+            compose_config("train", ["sed=1"])
+        assert compose("train", overrides=["seed=2"]).seed == 2
+
+
+def typed(
+    whole: int = 1,
+    real: float | None = None,
+    on: bool = False,
+    widths: Sequence[int] = (),
+    kind: Literal["a"] = "a",
+    unknown: "Nowhere" = None,  # noqa: F821
+):
+    return "built"
+
+
+class Typed:
+    def __init__(
+        self,
+        whole: int,
+        real: float | None,
+        on: bool,
+        widths: Sequence[int],
+        kind: Literal["a"],
+        either: list[int] | tuple[int, ...] | None = None,
+        any_number: int | float | None = None,
+    ) -> None:
+        """Takes what its annotations say."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"whole": "abc"}, r"net\.whole must be a whole number, but got 'abc'"),
+        ({"whole": 1.5}, r"net\.whole must be a whole number"),
+        ({"whole": True}, r"net\.whole must be a whole number"),
+        ({"real": "abc"}, r"net\.real must be a number or null, but got 'abc'"),
+        ({"any_number": "abc"}, r"net\.any_number must be a number or null, but got 'abc'"),
+        ({"either": "abc"}, r"net\.either must be a list \(each item a whole number\) or null, but got 'abc'"),
+        ({"on": "maybe"}, r"net\.on must be true or false"),
+        ({"widths": 5}, r"net\.widths must be a list \(each item a whole number\), but got 5"),
+        ({"widths": ["a"]}, r"net\.widths must be "),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_named(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        check_types(setting, Typed, "net")
+
+
+def test_the_settings_that_a_class_hands_on_are_checked_too():
+    class Handing(Typed):
+        def __init__(self, *, own: str, **rest) -> None:
+            super().__init__(**rest)
+
+    with pytest.raises(ConfigError, match=r"data\.on must be true or false, but got 'maybe'"):
+        check_types({"own": "x", "on": "maybe"}, Handing, "data")
+    with pytest.raises(ConfigError, match=r"data\.own must be text"):
+        check_types({"own": 5}, Handing, "data")
+    check_types({"self": 5, "rest": 5, "other": 5}, Handing, "data")
+
+
+def test_settings_of_the_right_types_pass():
+    check_types({"whole": 1, "real": 2, "on": True, "widths": [3, 4], "kind": "b"}, Typed, "net")
+    check_types({"real": None, "widths": []}, Typed, "net")
+    check_types({"whole": "abc"}, typed, "net")  # Annotations that cannot be resolved check nothing.
