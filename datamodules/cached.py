@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import SPLITS, check_at_least
-from datamodules.cache import Items, PackedClasses, cache_key, load_or_build, reading
-from datamodules.decoding import Format, Item, decode
+from datamodules.files.cache import Items, PackedClasses, cache_key, load_or_build, reading
+from datamodules.files.decoding import Format, Item, decode
+from datamodules.files.storage import cache_folder, scratch, writing
 from datamodules.images import ImageDataModule
-from datamodules.storage import cache_folder, scratch, writing
 from lightning_ntk.errors import ConfigError, DataError
 
 

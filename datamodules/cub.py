@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datamodules.cache import Items
-from datamodules.decoding import Item
+from datamodules.files.cache import Items
+from datamodules.files.decoding import Item
 from datamodules.published import Part, PublishedImages
 from lightning_ntk.errors import DataError
 

@@ -25,8 +25,8 @@ import PIL
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
+from datamodules.files.storage import cache_folder
 from datamodules.images import Classes, ImageDataModule
-from datamodules.storage import cache_folder
 
 FACES = tuple(
     f"{family}{style}.ttf"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from datamodules.base import SPLITS
-from datamodules.cache import Items, reading
 from datamodules.cached import CachedImages
-from datamodules.decoding import Item, decode, image_files
+from datamodules.files.cache import Items, reading
+from datamodules.files.decoding import Item, decode, image_files
+from datamodules.files.splits import find_split_file, read_split
+from datamodules.files.storage import digest_some, facts, visible
 from datamodules.images import Classes
-from datamodules.splits import find_split_file, read_split
-from datamodules.storage import digest_some, facts, visible
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.settings.paths import as_path
 

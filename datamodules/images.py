@@ -10,15 +10,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.augment import apply_colours, apply_moves, check_augment, check_jitter, draw_colours, draw_moves
 from datamodules.base import SPLITS, EpisodicDataModule, Key, check_at_least
-from datamodules.blocks import Blocks
-from datamodules.counter import below, key_of, keys_of, random_words, steps
-from datamodules.disjoint import check_disjoint
-from datamodules.drawing import TaskShape, draw_images
-from datamodules.image_store import Classes, ImageStore, channel_statistics, check_images, gather
-from datamodules.storage import cache_folder
-from datamodules.survey import Survey, missing_splits, survey_images
+from datamodules.checks.disjoint import check_disjoint
+from datamodules.checks.survey import Survey, missing_splits, survey_images
+from datamodules.episodes.augment import (
+    apply_colours,
+    apply_moves,
+    check_augment,
+    check_jitter,
+    draw_colours,
+    draw_moves,
+)
+from datamodules.episodes.blocks import Blocks
+from datamodules.episodes.counter import below, key_of, keys_of, random_words, steps
+from datamodules.episodes.drawing import TaskShape, draw_images
+from datamodules.episodes.image_store import Classes, ImageStore, channel_statistics, check_images, gather
+from datamodules.files.storage import cache_folder
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datamodules.cache import Items
-from datamodules.decoding import Item, image_files
+from datamodules.files.cache import Items
+from datamodules.files.decoding import Item, image_files
+from datamodules.files.storage import visible
 from datamodules.published import Part, PublishedImages
-from datamodules.storage import visible
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 CHECKSUMS = {

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from datamodules.archives import unpack
-from datamodules.cache import Items, reading
 from datamodules.cached import CachedImages
-from datamodules.download import digest, download
-from datamodules.splits import ClassSplit, find_split_file, read_split
-from datamodules.storage import data_folder, facts
+from datamodules.files.archives import unpack
+from datamodules.files.cache import Items, reading
+from datamodules.files.download import digest, download
+from datamodules.files.splits import ClassSplit, find_split_file, read_split
+from datamodules.files.storage import data_folder, facts
 from lightning_ntk.errors import ConfigError, DataError
 
 

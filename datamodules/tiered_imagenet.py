@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.cache import Items
-from datamodules.decoding import Item
-from datamodules.pickles import load_pickle
+from datamodules.files.cache import Items
+from datamodules.files.decoding import Item
+from datamodules.files.pickles import load_pickle
 from datamodules.published import Part, PublishedImages
 from lightning_ntk.errors import ConfigError, DataError
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 import scipy.io
 
-from datamodules.cache import Items
-from datamodules.decoding import Item
+from datamodules.files.cache import Items
+from datamodules.files.decoding import Item
 from datamodules.published import Part, PublishedImages
 from lightning_ntk.errors import DataError
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from datamodules.any_image import as_pil, describe
+from datamodules.files.any_image import as_pil, describe
 from datamodules.from_dataset import FromDataset, read_labels, split_by_fractions
 from lightning_ntk.errors import ConfigError, DataError
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from datamodules import image_folder
-from datamodules.any_image import as_pil
-from datamodules.decoding import Format, Item, decode
+from datamodules.files.any_image import as_pil
+from datamodules.files.decoding import Format, Item, decode
+from datamodules.files.storage import cache_folder
 from datamodules.image_folder import ImageFolder
-from datamodules.storage import cache_folder
 from lightning_ntk.errors import ConfigError, DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_train import TINY, run
 
-from datamodules.image_store import channel_statistics
+from datamodules.episodes.image_store import channel_statistics
 from datamodules.images import ImageDataModule, content_hash
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DataError

@@ -5,8 +5,8 @@ import pytest
 import tiny_data
 
 from datamodules import omniglot
+from datamodules.files.splits import find_split_file, read_split
 from datamodules.omniglot import FULL, SMALL, Omniglot
-from datamodules.splits import find_split_file, read_split
 from lightning_ntk.errors import ConfigError, DataError
 
 ALPHABETS = {

@@ -8,7 +8,7 @@ import pytest
 import tiny_data
 
 from datamodules import tiered_imagenet
-from datamodules.splits import read_split
+from datamodules.files.splits import read_split
 from datamodules.tiered_imagenet import FOLDER, TieredImageNet
 from lightning_ntk.errors import ConfigError, DataError
 

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from datamodules.pickles import load_pickle
+from datamodules.files.pickles import load_pickle
 from lightning_ntk.errors import DataError
 
 DATA = {

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.counter import below, key_of, keys_of, random_words, steps
-from datamodules.image_store import rearrange
+from datamodules.episodes.counter import below, key_of, keys_of, random_words, steps
+from datamodules.episodes.image_store import rearrange
 from lightning_ntk.errors import ConfigError, nearest_name
 
 CHOICES = ("none", "flip", "crop_flip")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datamodules.counter import below, key_of, keys_of, mix, random_words, steps
+from datamodules.episodes.counter import below, key_of, keys_of, mix, random_words, steps
 
 # The first outputs of SplitMix64 from state 1234567, as printed by the reference implementation.
 REFERENCE = [

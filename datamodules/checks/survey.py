@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.disjoint import shared_classes, shared_images
-from datamodules.image_store import Classes, check_images
+from datamodules.checks.disjoint import shared_classes, shared_images
+from datamodules.episodes.image_store import Classes, check_images
 from lightning_ntk.errors import DataError
 
 SPLITS = ("train", "val", "test")

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
-from datamodules.storage import check_space, scratch, writing
+from datamodules.files.storage import check_space, scratch, writing
 from lightning_ntk.errors import DataError
 
 # What a truncated or otherwise damaged archive raises.

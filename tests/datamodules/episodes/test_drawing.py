@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from datamodules import drawing
-from datamodules.counter import key_of, keys_of
-from datamodules.drawing import TaskShape, draw_images
+from datamodules.episodes import drawing
+from datamodules.episodes.counter import key_of, keys_of
+from datamodules.episodes.drawing import TaskShape, draw_images
 
 
 def draw(episodes, sizes, ways, each, key=0):

@@ -21,9 +21,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datamodules.decoding import Format, Item, decode
-from datamodules.image_store import map_array
-from datamodules.storage import check_space, locked, remove_leftovers, scratch, writing
+from datamodules.episodes.image_store import map_array
+from datamodules.files.decoding import Format, Item, decode
+from datamodules.files.storage import check_space, locked, remove_leftovers, scratch, writing
 from lightning_ntk.errors import DataError
 
 VERSION = 2  # Raise when the decoding or the layout changes: caches are keyed by it.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from datamodules.image_store import Classes
+from datamodules.episodes.image_store import Classes
 from lightning_ntk.errors import DataError
 
 # Bytes of an image that are looked at before it is hashed: so many runs of eight, spread over it.

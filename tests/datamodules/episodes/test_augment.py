@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.augment import PADDING, apply_colours, apply_moves, draw_colours, draw_moves
+from datamodules.episodes.augment import PADDING, apply_colours, apply_moves, draw_colours, draw_moves
 from datamodules.images import ImageDataModule
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules import download as module
-from datamodules import storage
-from datamodules.download import download
+from datamodules.files import download as module
+from datamodules.files import storage
+from datamodules.files.download import download
 from lightning_ntk.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)

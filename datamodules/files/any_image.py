@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.decoding import opaque
+from datamodules.files.decoding import opaque
 
 # Under which names an item that is a dict holds its image.
 IMAGE_KEYS = ("image", "img", "x", "pixel_values")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.counter import below, random_words, steps
+from datamodules.episodes.counter import below, random_words, steps
 
 # Counters of different rows of one episode (its classes; the images of each) never meet.
 _ROW = 2**32

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import image_store
-from datamodules.image_store import ImageStore, check_images, gather
+from datamodules.episodes import image_store
+from datamodules.episodes.image_store import ImageStore, check_images, gather
 from lightning_ntk.errors import DataError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 class Packed(dict):
@@ -165,8 +165,8 @@ import sys
 import numpy as np
 import torch.multiprocessing
 sys.path[:0] = {paths}
-from datamodules import image_store
-from datamodules.image_store import ImageStore
+from datamodules.episodes import image_store
+from datamodules.episodes.image_store import ImageStore
 
 def touch(store, queue, done):
     queue.put(int(store.images.long().sum()))

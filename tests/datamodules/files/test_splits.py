@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from datamodules.splits import find_split_file, read_split
+from datamodules.files.splits import find_split_file, read_split
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.settings.config import conf_folder
 

@@ -16,12 +16,12 @@ import pytest
 import tiny_data
 import torch
 
-from datamodules import cache, storage
-from datamodules.cache import INDEX, cache_key, load_or_build, read_cache
-from datamodules.decoding import Format, Item, decode
+from datamodules.files import cache, storage
+from datamodules.files.cache import INDEX, cache_key, load_or_build, read_cache
+from datamodules.files.decoding import Format, Item, decode
 from lightning_ntk.errors import DataError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 FORM = Format(8, 3)
 SPLITS = ("train", "val", "test")
 
@@ -173,8 +173,8 @@ def test_data_that_cannot_be_read_is_not_blamed_on_the_cache(tmp_path):
 
 TWO = """
 import contextlib, pathlib, sys, time
-from datamodules import cache
-from datamodules.decoding import Format, Item
+from datamodules.files import cache
+from datamodules.files.decoding import Format, Item
 import tiny_data
 
 folder, log, ready = map(pathlib.Path, sys.argv[1:])
@@ -232,7 +232,7 @@ def test_every_kind_of_source_is_decoded_as_pillow_does(tmp_path, channels, mode
 
 READ_ALL = """
 import pathlib, sys
-from datamodules.cache import read_cache
+from datamodules.files.cache import read_cache
 
 def own_memory():
     (line,) = (x for x in pathlib.Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))

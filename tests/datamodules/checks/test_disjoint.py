@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datamodules.disjoint import check_disjoint, shared_classes, shared_images
+from datamodules.checks.disjoint import check_disjoint, shared_classes, shared_images
 from lightning_ntk.errors import DataError
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.storage import locked, remove_leftovers, scratch
+from datamodules.files.storage import locked, remove_leftovers, scratch
 from lightning_ntk.errors import DataError
 
 # Bytes of images from which on ranks share a copy in a file.

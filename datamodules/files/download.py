@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from datamodules.storage import check_space, locked, writing
+from datamodules.files.storage import check_space, locked, writing
 from lightning_ntk.errors import DataError
 from lightning_ntk.version import __version__
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.blocks import KEPT, Blocks
+from datamodules.episodes.blocks import KEPT, Blocks
 from datamodules.from_arrays import FromArrays
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import archives, storage
-from datamodules.archives import unpack
+from datamodules.files import archives, storage
+from datamodules.files.archives import unpack
 from lightning_ntk.errors import DataError
 
 CONTENT = {"data/a.txt": b"first" * 5000, "data/deep/b.bin": bytes(range(256)) * 50}

@@ -1,0 +1,1 @@
+"""From files to images in memory: fetched, checked, unpacked, decoded once and kept."""
