@@ -10,7 +10,7 @@ COMMANDS = {
     "train": "train one method on one data set and test it",
     "evaluate": "test a finished run again, with other ways, shots, data or test-time settings",
     "sweep": "train a grid of settings, each run in a process of its own, or search for settings",
-    "compare": "put runs into one table and figure, with paired differences",
+    "compare": "put runs into one table, figure and page, with paired differences",
     "data": "show what a data set holds and what is wrong with it, with a picture of episodes",
     "dashboard": "create or update the W&B workspace and report of a project",
     "benchmark": "measure the engine's time and memory beside its peers",

@@ -1,4 +1,4 @@
-"""`lightning-ntk compare RUN RUN ...`: runs that saw the same test episodes, in one table and one figure."""
+"""`lightning-ntk compare RUN RUN ...`: runs that saw the same test episodes, in one table, figure and page."""
 
 import dataclasses
 import json

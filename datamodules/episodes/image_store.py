@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,12 +68,15 @@ class ImageStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / f"{file.parent.name}.lock"):
-                if not file.is_file():
+                try:
+                    held = map_array(file)
+                except (FileNotFoundError, ValueError, EOFError):  # Not there yet, or cut short.
+                    shutil.rmtree(file.parent, ignore_errors=True)
                     remove_leftovers(folder, file.parent.name)
                     with scratch(folder, file.parent.name) as unfinished:
                         np.save(unfinished / file.name, images)
                         unfinished.rename(file.parent)
-            held = map_array(file)
+                    held = map_array(file)
         except OSError as error:
             warnings.warn(
                 f"{folder} cannot be written: {error.strerror or error}. Each process holds the images for itself. "

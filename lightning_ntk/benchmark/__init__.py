@@ -1,6 +1,7 @@
 """`lightning-ntk benchmark`: what the engine costs beside its peers, side by side in one run.
 
-Measuring (`measure`, `counting`, `memory`), what is measured (`kernels`, `steps`, `tables`), and what comes of it
+Measuring (`measure`, `counting`, `memory`), what is measured (`kernels`, `steps`, `attacks`, `data`, `scaling`,
+`tables`, and `peers`), and what comes of it
 (`goals`, `report`, `command`) are files of their own; `runs` reads trainings instead. docs/BENCHMARKS.md says what the
 tables mean.
 """

@@ -37,7 +37,8 @@ class MetaRKHSII(MetaLearner):
         kernel: "full", n C x n C; or "trace", one n x n kernel that the classes share, as the paper's notation has it:
             a smaller solve, but slower in all (see `energy.trace_kernel`), and other results (docs/RESULTS.md). It
             needs a network that does not couple its examples.
-        ridge: added to the kernel's eigenvalues (ours; needed at t = inf where the kernel has no full rank).
+        ridge: added to the kernel's eigenvalues (ours; for t = inf, where the kernel has directions that it
+            hardly sees).
         rank_tolerance: relative error allowed in the low-rank part of the meta-gradient (ours). What was left out is
             logged as `meta_gradient/left_out`, the directions it took as `meta_gradient/tangents`. 0 takes all of it,
             C directions (n C where examples are coupled), and spares a GPU the wait for the choice.
@@ -45,8 +46,8 @@ class MetaRKHSII(MetaLearner):
         pairs_at_once: pairs of an example and a direction worked on at once within a task (ours): bounds the memory of
             activations; None lets sizes and free memory decide.
         compile: compile the query set's part of the meta-gradient, at the first step with each shape of query sets
-            (ours). Up to a minute each time, for shorter steps of some convolutional networks (docs/BENCHMARKS.md).
-            The full kernel only. Adaptation at test is not compiled.
+            (ours). About half a minute each time, for shorter steps of some convolutional networks
+            (docs/BENCHMARKS.md). The full kernel only. Adaptation at test is not compiled.
         lr: the paper's meta learning rate is 0.01.
     """
 

@@ -20,7 +20,8 @@ class ProtoNet(MetaLearner):
     of Zhou et al. (2021), Table 1; there is no inner loop.
 
     The paper trains with more ways than it tests (60 on Omniglot, 20 or 30 on mini-ImageNet): `data.ways` and
-    `data.eval_ways`. Its learning rate is 0.001, halved every 2000 episodes; here it is constant.
+    `data.eval_ways`. Its learning rate is 0.001, halved every 2000 episodes; here it falls as
+    `lr_schedule` says.
 
     Args:
         lr: meta learning rate of Adam.

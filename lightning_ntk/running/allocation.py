@@ -1,7 +1,7 @@
 """How Linux hands memory to a process that allocates and frees the same large tensors at every step.
 
-By default glibc gives freed memory back to the system at once, and the next step gets it again page by page: up to a
-fifth of a meta-step's time was the system's (docs/BENCHMARKS.md).
+By default glibc gives freed memory back to the system at once, and the next step gets it again page by page, each at
+the cost of a fault (docs/BENCHMARKS.md).
 """
 
 import ctypes

@@ -16,8 +16,8 @@ from callbacks.base import episode_seed
 from datamodules.base import as_unit_floats
 from lightning_ntk.attacks.losses import LOSSES
 from lightning_ntk.attacks.suite import Suite
-from lightning_ntk.results import mean_and_ci95
-from lightning_ntk.run_folder import load_checkpoint
+from lightning_ntk.running.results import mean_and_ci95
+from lightning_ntk.running.run_folder import load_checkpoint
 from lightning_ntk.train import build_data, build_method
 
 EPS = (4 / 255, 8 / 255, 16 / 255)

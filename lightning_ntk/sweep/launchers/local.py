@@ -52,8 +52,8 @@ class LocalLauncher:
     """Runs `jobs` at once.
 
     With GPUs, slot i has the GPUs i d, ..., i d + d - 1 (modulo their number: more slots than GPUs share them), where d
-    is the largest number of devices that a job asks for. Without, the cores are shared out through OMP_NUM_THREADS,
-    unless that is set already.
+    is the largest number of devices that a job asks for. The cores are shared out through OMP_NUM_THREADS, unless that
+    is set already.
 
     Raises:
         ConfigError: a job asks for more devices or machines than there are.

@@ -285,6 +285,20 @@ def test_a_shared_store_is_the_same_and_finds_its_file_again(tmp_path, monkeypat
     assert few._file is None
 
 
+@pytest.mark.parametrize("length", [0, 60, 5000])
+def test_a_shared_file_that_was_cut_short_is_written_again(tmp_path, monkeypatch, length):
+    monkeypatch.setattr(image_store, "SHARED_FROM", 1000)
+    images = random_images(9, (3, 20, 20))
+    ImageStore({"a": images}).share(tmp_path)
+    (file,) = tmp_path.glob("images-*/images.npy")
+    os.truncate(file, length)
+    store = ImageStore({"a": images})
+    store.share(tmp_path)
+    assert store._file[0] == file
+    assert np.array_equal(np.load(file), images)
+    assert np.array_equal(store.images.numpy(), images)
+
+
 def test_a_disk_that_cannot_be_written_costs_memory_and_no_more(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
