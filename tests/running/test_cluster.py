@@ -225,7 +225,7 @@ def test_a_job_of_more_tasks_than_a_node_is_told_of_is_refused(monkeypatch):
 PARENT = """
 import subprocess, sys
 child = (
-    "import time; from lightning_ntk.running.cluster import die_with_parent\n"
+    "import time; from lightning_ntk.running.cluster import die_with_parent\\n"
     "die_with_parent(); print(1, flush=True); time.sleep(90)"
 )
 process = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
