@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_ntk.comparison.columns import Column, further_columns
-from lightning_ntk.comparison.figures import learning_curves
+from lightning_ntk.comparison.figures import learning_curves, scores_of_methods
 from lightning_ntk.comparison.page import write_page
-from lightning_ntk.comparison.table import Entry, Group, Row, markdown, show, write_csv
+from lightning_ntk.comparison.table import Entry, Group, Row, markdown, show, summary, write_csv
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
 from lightning_ntk.running.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
@@ -97,7 +97,7 @@ def compare_entries(entries: Sequence[Entry], baseline: str | None, folder: Path
 def write_files(
     entries: Sequence[Entry], rows: Sequence[Row], metric: str, columns: Sequence[Column], folder: Path
 ) -> list[Path]:
-    """Write the table as Markdown and CSV, the figure where there are curves, and the page; returns the files."""
+    """Write the table as Markdown and CSV, figures of scores and of curves, and the page; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     table, numbers, page = (folder / f"comparison.{ending}" for ending in ("md", "csv", "html"))
     write_csv(rows, metric, numbers, columns)
@@ -105,14 +105,15 @@ def write_files(
     names = [(group_name(group, entries), tuple(group)) for group in groups_of_seeds(entries)]
     # The runs of one mean share a label, and so a colour; each is drawn for itself.
     groups = [Group(name.replace(", mean over ", ", "), name, members) for name, members in names]
-    figure = learning_curves(
+    scores = scores_of_methods(summary(rows), metric, folder / "figures" / "scores.png")
+    curves = learning_curves(
         [(group.label, entry.folder) for group in groups for entry in group.members],
         metric,
         [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.timings.get("fit_s")],
         folder / "figures" / "learning_curves.png",
     )
     write_page(rows, metric, columns, groups, page)
-    return [page, table, numbers, *([figure] if figure else [])]
+    return [page, table, numbers, scores, *([curves] if curves else [])]
 
 
 def find_runs(paths: Sequence[Path]) -> list[Entry]:

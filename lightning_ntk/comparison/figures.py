@@ -6,6 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lightning_ntk.comparison.table import Row, has_baseline
+
 # Okabe and Ito's palette, distinct with any colour vision; its yellow is left out, being faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -100,6 +102,44 @@ def learning_curves(
             axes.set_yscale("log")
     handles, labels = over_seconds.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    return file
+
+
+def scores_of_methods(rows: Sequence[Row], metric: str, file: Path) -> Path:
+    """Test scores with their intervals and, beside them, their differences to the baseline, a line each, as a PNG.
+
+    Differences of mean squared errors, which have no scale in common, are left to the table.
+
+    Args:
+        rows: of the table, in its order from top to bottom.
+        metric: "accuracy" (drawn in percent) or "mse".
+    """
+    is_accuracy = metric == "accuracy"
+    factor = 100 if is_accuracy else 1
+    panels = [("test accuracy, %" if is_accuracy else "test mean squared error", [(r.score, r.ci95) for r in rows])]
+    if is_accuracy and has_baseline(rows):
+        differences = [(0.0, 0.0) if r.is_baseline else (r.difference, r.difference_ci95) for r in rows]
+        panels.append(("difference to the baseline, percentage points", differences))
+    figure = Figure(figsize=(3 + 4 * len(panels), 1.2 + 0.3 * len(rows)), layout="constrained")
+    for axes, (label, values) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        for place, (value, half_width) in enumerate(values):
+            axes.errorbar(
+                factor * value, place, xerr=factor * half_width, capsize=3, marker="o", markersize=4, color=COLOURS[0]
+            )
+        axes.set_xlabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    first, last = figure.axes[0], figure.axes[-1]
+    first.set_yticks(range(len(rows)), [row.name for row in rows])
+    first.set_ylim(len(rows) - 0.5, -0.5)
+    if not is_accuracy:
+        first.set_xscale("log")
+    if last is not first:
+        last.axvline(0, color="0.5", linestyle="--", linewidth=1)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
     return file

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -83,6 +84,19 @@ def test_the_files_hold_the_same_numbers(runs):
     assert "| maml | 60.00 ± 8.00 | baseline |" in text
     assert "ways 5, shots 1, queries 15" in text
     assert Path("all/figures/learning_curves.png").stat().st_size > 10_000
+
+
+def test_the_figure_of_scores_has_a_line_for_each_of_the_table(runs, monkeypatch):
+    drawn = keep_figures(monkeypatch)
+    compare.compare([runs], baseline="maml")
+    (scores, differences), names = drawn["scores"].axes, ["meta_rkhs_ii", "maml", "anil"]
+    assert [label.get_text() for label in scores.get_yticklabels()] == names
+    assert scores.yaxis_inverted()
+    # Each interval is one line container: its point, its caps, its bar.
+    assert [drawn.lines[0].get_xdata()[0] for drawn in scores.containers] == pytest.approx([75.0, 60.0, 55.0])
+    assert [drawn.lines[0].get_xdata()[0] for drawn in differences.containers] == pytest.approx([15.0, 0.0, -5.0])
+    (_, _, (bar,)) = scores.containers[0].lines
+    assert np.ptp(bar.get_segments()[0][:, 0]) == pytest.approx(2 * 12.65, abs=0.01)
 
 
 def test_runs_of_other_episodes_are_refused_with_what_differs(runs):
@@ -170,22 +184,24 @@ def test_a_run_without_training_has_no_times_and_is_a_line_in_the_figure(runs, c
     rows = compare.compare([runs])
     assert rows[-1].meta_step_s is None
     assert "| from_scratch | 27.50 ± 4.90 |  |  | 1000 |" in Path("all/comparison.md").read_text()
-    for axes in drawn[0].axes:
+    for axes in drawn["learning_curves"].axes:
         (line,) = (line for line in axes.get_lines() if line.get_label() == "from_scratch (test)")
         assert line.get_ydata() == pytest.approx([27.5, 27.5])
 
 
-def keep_figures(monkeypatch) -> list[Figure]:
-    """The figures that are saved from now on."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+def keep_figures(monkeypatch) -> dict[str, Figure]:
+    """The figures that are saved from now on, by file name."""
+    figures, save = {}, Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, file, **k: (figures.update({Path(file).stem: self}), save(self, file, **k))
+    )
     return figures
 
 
 def test_the_curves_are_what_metrics_csv_holds(runs, monkeypatch):
     drawn = keep_figures(monkeypatch)
     compare.compare([runs])
-    over_steps, over_seconds = drawn[0].axes
+    over_steps, over_seconds = drawn["learning_curves"].axes
     for axes, places in ((over_steps, [50, 100]), (over_seconds, [10.0, 20.0])):
         lines = axes.get_lines()
         assert [line.get_label() for line in lines] == ["anil", "maml", "meta_rkhs_ii"]
@@ -194,7 +210,7 @@ def test_the_curves_are_what_metrics_csv_holds(runs, monkeypatch):
             assert line.get_xdata() == pytest.approx(places)
             assert line.get_ydata() == pytest.approx([40, 60])
     # The legend stands beside the curves, not over them.
-    legend, right = drawn[0].legends[0].get_window_extent(), over_seconds.get_window_extent().x1
+    legend, right = drawn["learning_curves"].legends[0].get_window_extent(), over_seconds.get_window_extent().x1
     assert legend.x0 >= right
 
 
@@ -205,11 +221,11 @@ def test_seeds_share_a_colour_and_ten_methods_differ_in_looks(monkeypatch):
     for k in range(9):
         write_run(f"seeds/other{k}", f"other{k}", [0.5])
     compare.compare([Path("seeds")])
-    lines = drawn[0].axes[0].get_lines()
+    lines = drawn["learning_curves"].axes[0].get_lines()
     looks = [(line.get_color(), line.get_linestyle()) for line in lines]
     assert looks[0] == looks[1]
     assert len(set(looks)) == 10
-    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    names = [text.get_text() for text in drawn["learning_curves"].legends[0].get_texts()]
     assert len(names) == 10
     assert names[0] == "maml, 2 seeds", "two curves, not their mean"
 
