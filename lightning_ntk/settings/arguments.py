@@ -78,7 +78,7 @@ def help_page(name: str, config_folder: str | None = None) -> str:
     lines += [describe(conf_folder() / f"{name}.yaml"), "", "Groups, and their choices:"]
     for group, choices in groups(folders).items():
         lines.append(f"  {group}=")
-        lines += [f"    {choice:<28}{text}" for choice, text in choices.items()]
+        lines += [f"    {choice:<23} {text}" for choice, text in choices.items()]
     lines += ["", "Settings beside the groups (KEY=VALUE; those of a group as GROUP.KEY=VALUE, listed by --cfg):"]
     for line in (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         key, _, rest = line.partition(":")
