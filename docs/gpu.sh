@@ -35,8 +35,7 @@ if [ -d "$WHEELS" ] && ! "$PYTHON" -c "import learn2learn, hydra" 2>/dev/null; t
   export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
-for table in "${@:-kernel steps memory shots batch data resnet12}"; do
-  for name in $table; do
-    "$PYTHON" -m lightning_ntk.cli benchmark device="${DEVICE:-cuda}" tables="$name" out="$OUT/$name" ${SETTINGS:-}
-  done
+[ $# -gt 0 ] || set -- kernel steps memory shots batch data resnet12
+for table in "$@"; do
+  "$PYTHON" -m lightning_ntk.cli benchmark device="${DEVICE:-cuda}" tables="$table" out="$OUT/$table" ${SETTINGS:-}
 done

@@ -123,9 +123,8 @@ def scores_of_methods(rows: Sequence[Row], metric: str, file: Path) -> Path:
         differences = [(0.0, 0.0) if r.is_baseline else (r.difference, r.difference_ci95) for r in rows]
         panels.append(("difference to the baseline, percentage points", differences))
     figure = Figure(figsize=(3 + 4 * len(panels), 1.2 + 0.3 * len(rows)), layout="constrained")
-    for axes, (label, values) in zip(
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
-    ):
+    (grid,) = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (label, values) in zip(grid, panels, strict=True):
         for place, (value, half_width) in enumerate(values):
             axes.errorbar(
                 factor * value, place, xerr=factor * half_width, capsize=3, marker="o", markersize=4, color=COLOURS[0]
