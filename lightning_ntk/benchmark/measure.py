@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,8 +12,9 @@ import torch
 from lightning_ntk.errors import LightningNTKError
 from lightning_ntk.ntk.precision import without_tf32
 
-# What a work may fail of without ending the benchmark: memory, a missing peer, an operation that a device lacks.
-FAILURES = (RuntimeError, MemoryError, LightningNTKError)
+# What a work may fail of without ending the benchmark: memory, a missing peer, an operation that a device lacks, a
+# process that does not end.
+FAILURES = (RuntimeError, MemoryError, LightningNTKError, subprocess.TimeoutExpired)
 WARM_UPS = {"cpu": 1, "cuda": 3}
 # Called with the name of what is measured now.
 Report = Callable[[str], None]
@@ -43,7 +45,7 @@ class Work:
 
 @dataclasses.dataclass
 class Timing:
-    """Seconds a task of each repetition, in the order of the rounds; `note` says why there are none."""
+    """Seconds a task of each repetition, in the order of the rounds; `note` says why there are none, or no more."""
 
     seconds: list[float] = dataclasses.field(default_factory=list)
     note: str = ""
@@ -58,7 +60,7 @@ def interleave(works: Sequence[Work], repeats: int, limit_s: float, device: str,
 
     Args:
         repeats: rounds. A work whose repetitions would together take more than `limit_s` seconds, judged by its last
-            warm-up, sits out the later rounds; each runs at least once.
+            warm-up, sits out the later rounds; each runs at least once. One that fails sits out what follows.
     """
     timings = {work.name: Timing(note=work.absent and f"not measured: {work.absent}") for work in works}
     rounds = {}
@@ -68,17 +70,25 @@ def interleave(works: Sequence[Work], repeats: int, limit_s: float, device: str,
         report(f"{work.name}: warm-up")
         try:
             for _ in range(WARM_UPS[device]):
-                last = once(work, device)
-            rounds[work.name] = max(1, min(repeats, int(limit_s / max(last * work.tasks, 1e-9))))
+                started = time.perf_counter()
+                reported = once(work, device) * work.tasks
+                # A work in another process may report the seconds of no more than a part of what it does.
+                last = max(reported, time.perf_counter() - started)
+            rounds[work.name] = max(1, min(repeats, int(limit_s / max(last, 1e-9))))
         except FAILURES as error:
             timings[work.name].note = f"not measured: {type(error).__name__}: {first_line(error)}"
     ready = [work for work in works if work.name in rounds]
     for number in range(max(rounds.values(), default=0)):
         first = number % len(ready)
         for work in ready[first:] + ready[:first]:
-            if number < rounds[work.name]:
-                report(f"{work.name}: {number + 1} of {rounds[work.name]}")
+            if number >= rounds[work.name]:
+                continue
+            report(f"{work.name}: {number + 1} of {rounds[work.name]}")
+            try:
                 timings[work.name].seconds.append(once(work, device))
+            except FAILURES as error:
+                rounds[work.name] = number
+                timings[work.name].note = f"failed in round {number + 1}: {type(error).__name__}: {first_line(error)}"
     return timings
 
 

@@ -63,19 +63,20 @@ def ddp_table(settings: Settings, report: Report) -> Table:
     rows = timed_rows(works, timings, ONE)
     for row in rows:
         row.note = row.note or f"{1 / row.seconds:.1f} episodes a second"
-    return Table("scaling_ddp", f"One training by two processes, {tasks} tasks a step", ONE, rows)
+    title = f"One training by two processes, {tasks} tasks a step, {_problem(settings)}"
+    return Table("scaling_ddp", title, ONE, rows)
 
 
 def sweep_table(settings: Settings, report: Report) -> Table:
     """Seconds from the end of one job of a sweep to the first step of the next, and those of its imports alone."""
     words = [*_words(settings), "steps=1", "val_every=1", "data.tasks_per_step=1"]
     words += [f"+callbacks.first_step={{_target_: {FirstStep.__module__}.FirstStep}}"]
-    works = [Work(TO_FIRST_STEP, clock=lambda: _seconds_to_first_step(words)), Work(IMPORTS, run=_import)]
+    works = [Work(TO_FIRST_STEP, clock=lambda: _seconds_to_first_step(words)), Work(IMPORTS, clock=_seconds_of_imports)]
     timings = interleave(works, settings.repeats, settings.limit_s, settings.device, report)
     rows = timed_rows(works, timings, IMPORTS)
     for row in rows:
         row.note = row.note or f"{row.seconds:.2f} s"
-    return Table("scaling_sweep", "A job of a sweep", IMPORTS, rows)
+    return Table("scaling_sweep", f"A job of a sweep, one task and step, {_problem(settings)}", IMPORTS, rows)
 
 
 def scaling_tables(settings: Settings, report: Report) -> Iterator[Table]:
@@ -95,6 +96,10 @@ def sweep_figure(table: Table, goal: float | None) -> Figure:
     job, imports = table.row(TO_FIRST_STEP).seconds, table.row(IMPORTS).seconds
     value = None if job is None or imports is None else job - imports
     return Figure("Seconds of a sweep's job before its first step, without imports", value, goal)
+
+
+def _problem(settings: Settings) -> str:
+    return f"Meta-RKHS-II on letters of 28x28, {3 if settings.quick else 5}-way 1-shot, group norm"
 
 
 def _words(settings: Settings) -> list[str]:
@@ -122,12 +127,14 @@ def _seconds_to_first_step(words: Sequence[str]) -> float:
     return sum(first - before for first, before in zip(firsts[1:], ended[:-1], strict=True)) / (JOBS - 1)
 
 
-def _import() -> None:
-    _call(["-c", f"import {', '.join(MODULES)}"])
+def _seconds_of_imports() -> float:
+    """From the start of a process until it has imported everything: a job's first step waits for no more of it."""
+    started = time.time()
+    return float(_call(["-c", f"import time, {', '.join(MODULES)}; print(time.time())"])) - started
 
 
-def _call(arguments: Sequence[str]) -> None:
-    """Run Python with one thread a process, as no rank of anything."""
+def _call(arguments: Sequence[str]) -> str:
+    """What Python prints, run with one thread a process, as no rank of anything."""
     path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = job_environment(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
     command = [sys.executable, "-W", "ignore", *arguments]
@@ -136,3 +143,4 @@ def _call(arguments: Sequence[str]) -> None:
     if done.returncode:
         why = (done.stderr.strip().splitlines() or done.stdout.strip().splitlines() or ["?"])[-1]
         raise LightningNTKError(f"{' '.join(arguments[:3])} ended with status {done.returncode}: {why}")
+    return done.stdout

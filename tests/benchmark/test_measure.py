@@ -44,10 +44,33 @@ def test_seconds_are_of_one_task_and_reset_comes_before_each_run(monkeypatch):
     assert events == ["reset", "run"] * 3
     timings = interleave([clocked("four", 2.0, [], tasks=4)], 2, 60.0, "cpu", lambda text: None)
     assert timings["four"].median == 0.5
-    clock = iter([0.0, 1.0, 10.0, 12.0])  # Before and after the warm-up and the repetition.
+    clock = iter([0.0, 0.0, 1.0, 1.0, 10.0, 12.0])  # Around the warm-up and within it, and the repetition.
     monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     timings = interleave([Work("four", lambda: None, tasks=4)], 1, 60.0, "cpu", lambda text: None)
     assert timings["four"].seconds == [0.5]
+
+
+def test_the_time_that_a_work_takes_counts_whatever_it_reports(monkeypatch):
+    clock = iter(range(0, 1000, 30))  # A work that ends 30 s after it has begun, and reports a second.
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    timings = interleave([clocked("partly", 1.0, [])], 5, 60.0, "cpu", lambda text: None)
+    assert timings["partly"].seconds == [1.0, 1.0]
+
+
+def test_a_work_that_fails_later_keeps_its_rounds_and_the_others_go_on():
+    calls = []
+
+    def fail_at_last():
+        calls.append(0)
+        if len(calls) == 3:
+            raise RuntimeError("the other process has died")
+        return 1.0
+
+    works = [Work("dies", clock=fail_at_last), clocked("fine", 1.0, [])]
+    timings = interleave(works, 4, 60.0, "cpu", lambda text: None)
+    assert timings["dies"].seconds == [1.0]
+    assert timings["dies"].note == "failed in round 2: RuntimeError: the other process has died"
+    assert timings["fine"].seconds == [1.0] * 4
 
 
 def test_what_fails_or_is_absent_becomes_a_note():
