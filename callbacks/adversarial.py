@@ -1,6 +1,7 @@
 """Accuracy under attack: of the adapted model's queries, and of a support set that was attacked before adapting."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from callbacks.adversarial_figure import NEVER, draw
 from callbacks.base import Measured, ProbeCallback, Stage
 from lightning_ntk.attacks import art_adapter, masking
-from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps, evaluate, in_parts
+from lightning_ntk.attacks.base import Attacked, Predictor, check_episode, check_eps, check_steps, evaluate, in_parts
 from lightning_ntk.attacks.losses import attack_loss
 from lightning_ntk.attacks.suite import LINF, NAMES, SIMBA, Suite, l2_name, linf_name, parse_size, parse_sizes
 from lightning_ntk.attacks.white_box import input_gradient, l2_norms
@@ -21,11 +22,16 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.memory import footprint
+from lightning_ntk.ntk.precision import full_precision
+from lightning_ntk.running.results import mean_and_ci95
 from lightning_ntk.running.run import Run
+from lightning_ntk.tracking.metric_names import is_l2
 
 KEY = "callbacks.adversarial"
 CLEAN = "adversarial/clean/accuracy"
 SUPPORT = "adversarial_support"
+# Of queries that an episode may have none of: such an episode is left out of the mean.
+OF_SOME = ("queries", "l2")
 
 
 class Adversarial(ProbeCallback):
@@ -35,17 +41,19 @@ class Adversarial(ProbeCallback):
     Logs `adversarial/clean/accuracy` of the same episodes; `adversarial/<attack>/eps_<e>/accuracy`, with e in units of
     1/255 (l-infinity, noise) or of an image's l2 norm (pgd_l2); for SimBA `adversarial/simba_<basis>/accuracy`,
     `.../queries` (mean over the images that are right without attack; one that is never broken counts all of its
-    queries) and `.../l2` (mean norm of the perturbation). `adversarial/masking/...` are the signs of `attacks.masking`,
-    with a warning where there is one. `adversarial_support/pgd_linf/eps_<e>/accuracy` is the other threat model: the
-    support images are attacked by PGD against the model adapted to the clean ones, and clean queries are answered by
-    the model adapted to the attacked ones. `adversarial_support/through_adaptation/eps_<e>/accuracy` goes on from there
-    with an attacker who knows the queries and sees through the adaptation.
+    queries) and `.../l2` (mean norm of the perturbations that broke one of them). `adversarial/masking/...` are the
+    signs of `attacks.masking`, with a warning where there is one. `adversarial_support/pgd_linf/eps_<e>/accuracy` is
+    the other threat model: the support images are attacked by PGD against the model adapted to the clean ones, and
+    clean queries are answered by the model adapted to the attacked ones.
+    `adversarial_support/through_adaptation/eps_<e>/accuracy` goes on from there with an attacker who knows the queries
+    and sees through the adaptation.
 
     Args:
         attacks: at the test, some of fgsm, pgd_linf, pgd_l2, noise, simba_pixel, simba_dct. In training pgd_linf alone.
         linf_eps: of fgsm, pgd_linf and noise, and of the attack on the support: numbers in [0, 1], or "8/255".
         l2_eps: of pgd_l2.
-        steps, step_size, loss: of PGD; see `attacks.white_box`.
+        steps, step_size, loss: of PGD; see `attacks.white_box`. step_size: null takes 2/255 or, where that cannot
+            cross the cube, 2.5 eps / steps.
         simba_step, simba_directions, simba_frequencies, simba_loss: see `attacks.simba`.
         support: whether the support is attacked, too (at the test).
         through_adaptation: whether it is also attacked by the gradient through the adaptation, see `attacks.support`:
@@ -69,12 +77,12 @@ class Adversarial(ProbeCallback):
         linf_eps: Sequence[float | str] = ("2/255", "4/255", "8/255", "16/255", "32/255"),
         l2_eps: Sequence[float | str] = (0.25, 0.5, 1.0, 2.0),
         steps: int = 20,
-        step_size: float | str = "2/255",
+        step_size: float | str | None = None,
         loss: str = "margin",
         simba_step: float | str = 0.2,
         simba_directions: int = 100,
         simba_frequencies: float = 0.25,
-        simba_loss: str = "cross_entropy",
+        simba_loss: str = "log_odds",
         support: bool = True,
         through_adaptation: bool = False,
         fit_eps: float | str = "8/255",
@@ -90,7 +98,7 @@ class Adversarial(ProbeCallback):
             linf_eps=parse_sizes(linf_eps, f"{KEY}.linf_eps"),
             l2_eps=parse_sizes(l2_eps, f"{KEY}.l2_eps"),
             steps=steps,
-            step_size=parse_size(step_size, f"{KEY}.step_size"),
+            step_size=None if step_size is None else parse_size(step_size, f"{KEY}.step_size"),
             loss=loss,
             simba_step=parse_size(simba_step, f"{KEY}.simba_step"),
             simba_directions=simba_directions,
@@ -106,6 +114,13 @@ class Adversarial(ProbeCallback):
         self.art = {name: _with_numbers(settings, f"{KEY}.art.{name}") for name, settings in (art or {}).items()}
         for name in self.art.keys() & {*NAMES, "clean", "masking"}:
             raise ConfigError(f"{KEY}.art.{name}: the name belongs to another metric. Choose another one.")
+        for name, settings in self.art.items():
+            if "eps" in settings:
+                check_eps(settings["eps"], f"{KEY}.art.{name}.eps", most=math.inf if _is_l2(settings) else 1.0)
+            if _is_l2(settings) and not is_l2(name):
+                raise ConfigError(
+                    f"{KEY}.art.{name} has norm=2, and tables tell the unit of eps by the name: call it {name}_l2."
+                )
         eps = parse_size(fit_eps, f"{KEY}.fit_eps")
         check_eps(eps, f"{KEY}.fit_eps")
         check_steps(fit_steps, f"{KEY}.fit_steps")
@@ -131,21 +146,28 @@ class Adversarial(ProbeCallback):
                 f"{KEY}.through_adaptation needs gradients through the adaptation, which "
                 f"method={run.config.choices.method} does not pass on. Leave it false."
             )
-        sample = run.data.draw("test", 0, 0)
-        if sample.query_x.is_floating_point():  # uint8 becomes [0, 1] on the device.
-            check_images(sample.query_x, sample.query_y)
-        if self.art and _couples(method):
+        precision = run.config.trainer.precision
+        if str(precision).endswith("16-true"):
+            raise ConfigError(
+                f"{KEY}: with trainer.precision={precision} images are rounded to steps of about 1/255, the size "
+                "of what an attack changes. Use bf16-mixed or 32-true, or leave adversarial out of callbacks=[...]."
+            )
+        check_episode(run.data.draw("test", 0, 0))
+        if self.art and method.couples_queries:
             raise ConfigError(
                 f"{KEY}.art: ART parts the queries into batches of its own, but this network normalises by the "
                 "statistics of the batch. Use network.norm=group or none, or leave art out."
             )
         for name, settings in self.art.items():
-            art_adapter.build(
-                method.network, settings, spec.input_shape, spec.outputs, method.device, f"{KEY}.art.{name}"
-            )
+            art_adapter.build(method.network, settings, spec.input_shape, ways, method.device, f"{KEY}.art.{name}")
 
     def probe(self, method: MetaLearner, episode: Episode, stage: Stage) -> Measured:
-        suite = dataclasses.replace(self.suite if stage == "test" else self.fit_suite, coupled=_couples(method))
+        # Attacked in the same arithmetic, all methods: shortened numbers hide small gains, and gradients with them.
+        with full_precision(method.device.type):
+            return self._attacked(method, episode, stage)
+
+    def _attacked(self, method: MetaLearner, episode: Episode, stage: Stage) -> Measured:
+        suite = dataclasses.replace(self.suite if stage == "test" else self.fit_suite, coupled=method.couples_queries)
         task = _Task(_adapt(method, episode.support_x, episode.support_y), episode.query_x, episode.query_y)
         # Seeded by the episode: alike on any rank, and the same start for every attack.
         seed = int(torch.randint(2**31, ()))
@@ -160,9 +182,9 @@ class Adversarial(ProbeCallback):
             found = attack(task.predict, task.x, task.y, seed)
             measured[f"adversarial/{name}/accuracy"] = task.accuracy(found.outputs)
             if name in SIMBA:
-                measured |= _of_simba(f"adversarial/{name}", suite, task, found, seed)
+                measured |= _of_simba(f"adversarial/{name}", suite, task, outputs, found, seed)
         if stage == "test":
-            measured |= self._art(task, method.spec.outputs, seed)
+            measured |= self._art(task, outputs.shape[-1], seed)
             if self.support:
                 measured |= self._support_attacked(suite, method, episode, task, seed)
         return measured
@@ -201,6 +223,9 @@ class Adversarial(ProbeCallback):
         metrics = super().summarise(episodes, stage)
         if stage == "fit":
             return metrics
+        for name in (name for name in episodes if name.rpartition("/")[2] in OF_SOME):
+            found = [value for value in episodes[name] if not math.isnan(value)]
+            metrics[name], metrics[f"{name}_ci95"] = mean_and_ci95(found) if found else (math.nan, math.nan)
         curves = {
             name: {eps: episodes[f"adversarial/{name}/{linf_name(eps)}/accuracy"] for eps in self.suite.linf_eps}
             for name in LINF
@@ -242,22 +267,18 @@ class _Task:
 
 def _adapt(method: MetaLearner, x: Tensor, y: Tensor) -> Predictor:
     """The adapted model; where images do not depend on each other, it takes as many at once as is fast or fits."""
-    at_once = None if _couples(method) else footprint(*functional(method.network), x).pairs_at_once(x.device)
+    at_once = None if method.couples_queries else footprint(*functional(method.network), x).pairs_at_once(x.device)
     return in_parts(method.adapt(x, y), at_once)
 
 
-def _couples(method: MetaLearner) -> bool:
-    return getattr(method.network, "couples_examples", True)
-
-
-def _of_simba(prefix: str, suite: Suite, task: _Task, found: Attacked, seed: int) -> Measured:
+def _of_simba(prefix: str, suite: Suite, task: _Task, clean: Tensor, found: Attacked, seed: int) -> Measured:
     """What SimBA has to tell besides an accuracy; `broken_after` is the queries of each image, NEVER where it held."""
     broken = found.outputs.argmax(-1) != task.y
-    right = found.queries > 0  # What is wrong without attack is never asked about.
-    asked = found.queries[right].double()
+    right = clean.argmax(-1) == task.y
+    lengths = l2_norms(found.images - task.x).flatten()
     return {
-        f"{prefix}/queries": asked.mean().item() if len(asked) else 0.0,
-        f"{prefix}/l2": l2_norms(found.images - task.x).double().mean().item(),
+        f"{prefix}/queries": found.queries[right].double().mean().item(),
+        f"{prefix}/l2": lengths[right & broken].double().mean().item(),
         f"{prefix}/broken_after": torch.where(broken, found.queries.double(), NEVER).tolist(),
         f"adversarial/masking/{prefix.rpartition('/')[2]}_wins": masking.black_box_wins(
             suite, task.predict, task.x, task.y, found, seed

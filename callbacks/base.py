@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from callbacks.probing import episode_seed, gather_by_index, is_finite, on_device, undisturbed
 from callbacks.timing import Timing
 from lightning_ntk.episode import Episode
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running import random_state
 from lightning_ntk.running.results import mean_and_ci95
@@ -31,7 +31,7 @@ SPLIT = {"fit": "val", "test": "test"}
 # Numbers by metric of one episode; a list of them goes into `series` and is not averaged.
 Measured = dict[str, float | list[float]]
 # How numbers that are not finite end a computation.
-NOT_FINITE = (ArithmeticError, torch.linalg.LinAlgError)
+NOT_FINITE = (FloatingPointError, OverflowError, DivergenceError, torch.linalg.LinAlgError)
 
 
 class ProbeCallback(pl.Callback):
@@ -51,6 +51,7 @@ class ProbeCallback(pl.Callback):
             episode's probe failed because of numbers that are not finite (reported as a warning).
         series: of the last probe, the lists that `probe` gave, by metric and ordered by episode.
         metrics: of the last probe, what was logged. `time/NAME` is the seconds of all probes in training so far.
+        logged: names of the metrics of all probes so far.
         stage: of the last probe; None before one.
         step: finished training steps at the last probe.
         folder: the run folder, or the evaluation's; None outside `train` and `evaluate`.
@@ -69,6 +70,7 @@ class ProbeCallback(pl.Callback):
         self.episodes: dict[str, list[float]] = {}
         self.series: dict[str, Any] = {}
         self.metrics: dict[str, float] = {}
+        self.logged: set[str] = set()
         self.stage: Stage | None = None
         self.step = 0
         self.folder: Path | None = None
@@ -147,6 +149,7 @@ class ProbeCallback(pl.Callback):
                 f"{self.name}: {len(failures)} of {self.counts[stage]} probe episodes could not be measured at step "
                 f"{self.step}, their numbers being no longer finite. Episode {index}: {reason}"
             )
+        self.logged |= self.metrics.keys()
         self.seconds[stage] += time.perf_counter() - started
         seconds = f"time/{self.name}" if stage == "fit" else f"time/{self.name}_test"
         for name, value in {**self.metrics, seconds: self.seconds[stage]}.items():

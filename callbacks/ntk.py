@@ -38,7 +38,7 @@ class NTK(ProbeCallback):
         fit_examples, test_examples: support examples at most that the kernel is of, spread evenly over the support,
             which is ordered by class; None takes all. A network with batch statistics needs n C backward passes over n
             examples.
-        kernel: "full" `[n C, n C]`, or "trace" `[n, n]`, summed over the C outputs.
+        kernel: "full" `[n C, n C]`, or "trace" `[n, n]`, the mean over the C outputs, as `method.kernel=trace` has it.
         ridge: added to the eigenvalues for `ntk/condition_number_ridge`; None takes the method's own (0 if it has
             none).
         by_layer: `ntk/layer/<name>/...` for each layer's part of the kernel as well.

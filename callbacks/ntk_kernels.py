@@ -12,14 +12,15 @@ def kernels(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The kernel of inputs x `[n, ...]` as a matrix in float64 on the CPU, and each layer's part where it is wanted.
 
-    Parameters of less than single precision are taken to single.
+    `kind` is "full", or "trace": the mean over outputs, with which `method.kernel=trace` solves. Parameters of less
+    than single precision are taken to single.
     """
     full = {name: p.detach().float() if p.dtype.itemsize < 4 else p.detach() for name, p in params.items()}
     found = empirical_ntk(
         functional(module)[0],
         full,
         x.to(next(iter(full.values())).dtype),
-        kind=kind,
+        kind="mean_trace" if kind == "trace" else kind,
         coupled=getattr(module, "couples_examples", True),
         by_layer=by_layer,
     )

@@ -123,7 +123,8 @@ class OutOfDistribution(ProbeCallback):
         for severity in self.severities[stage]:
             # A seed of its own: the noise must not depend on which other corruptions are asked for.
             identity = f"{self.eval_seed}/{stage}/{int(episode.index)}/{kind}/{severity}"
-            generator = torch.Generator(episode.query_x.device).manual_seed(zlib.crc32(identity.encode()))
+            # On the CPU, so that every device gets the same noise.
+            generator = torch.Generator().manual_seed(zlib.crc32(identity.encode()))
             corrupted = corruption(kind, severity)(episode.query_x.float(), generator).to(episode.query_x.dtype)
             found.append(scores(method, predictor, corrupted, episode.query_y, place))
             measured[f"{place}/severity_{severity}/accuracy"] = found[-1][f"{place}/accuracy"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from callbacks import pictures_figures
 from callbacks.base import SPLIT, Measured, ProbeCallback, Stage
 from datamodules.base import as_unit_floats
-from lightning_ntk.attacks.base import Attacked
+from lightning_ntk.attacks.base import Attacked, check_episode
 from lightning_ntk.attacks.suite import Suite, parse_size
 from lightning_ntk.comparison.fit_figure import check_drawable
 from lightning_ntk.episode import Episode
@@ -78,6 +78,8 @@ class Pictures(ProbeCallback):
                 f"{KEY} shows images, but data={name} has inputs of shape {spec.input_shape}. "
                 "Leave pictures out of callbacks=[...]."
             )
+        elif self.eps:
+            check_episode(run.data.draw("test", 0, 0))
         self.data = run.data
 
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
@@ -92,9 +94,8 @@ class Pictures(ProbeCallback):
             measured: Measured = {PROBABILITIES: _flat(method.probabilities(outputs.double()))}
         chosen = right_ones(outputs, episode.query_y)
         if self.eps and len(chosen):
-            coupled = getattr(method.network, "couples_examples", True)
             seed = int(torch.randint(2**31, ()))
-            found = self._attacked(coupled, predict, episode, chosen, seed)
+            found = self._attacked(method.couples_queries, predict, episode, chosen, seed)
             measured |= {
                 CHOSEN: _flat(chosen),
                 IMAGES: _flat(found.images),

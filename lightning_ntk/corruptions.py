@@ -30,19 +30,19 @@ PIXELATE = (0.6, 0.5, 0.4, 0.3, 0.25)  # Part that is left of the resolution.
 
 def gaussian_noise(x: Tensor, severity: int, generator: Generator) -> Tensor:
     """x + s N(0, 1), cut to [0, 1]."""
-    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
     return (x + GAUSSIAN_NOISE[severity - 1] * noise).clamp(0, 1)
 
 
 def shot_noise(x: Tensor, severity: int, generator: Generator) -> Tensor:
     """Poisson(c x) / c, cut to [0, 1]: the noise of counting photons."""
     photons = SHOT_NOISE[severity - 1]
-    return (torch.poisson(photons * x, generator=generator) / photons).clamp(0, 1)
+    return (torch.poisson((photons * x).to(generator.device), generator=generator).to(x) / photons).clamp(0, 1)
 
 
 def impulse_noise(x: Tensor, severity: int, generator: Generator) -> Tensor:
     """Each value becomes 0 or 1 with a probability of p / 2 each: salt and pepper."""
-    draw = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    draw = torch.rand(x.shape, generator=generator, device=generator.device).to(x)
     part = IMPULSE_NOISE[severity - 1]
     return torch.where(draw < part / 2, 0.0, torch.where(draw > 1 - part / 2, 1.0, x))
 
@@ -104,7 +104,7 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int, Generator], Tensor]] = {
 
 
 def corruption(kind: str, severity: int) -> Callable[[Tensor, Generator], Tensor]:
-    """The corruption of a name at a severity, as a function of images and a generator on their device.
+    """The corruption of a name at a severity, as a function of images and a generator, on any device.
 
     Raises:
         ConfigError: there is none of this name, or of this severity.

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.methods.base import MetaLearner, measurements
+from lightning_ntk.methods.base import MetaLearner, measurements, training_measurements
 from lightning_ntk.running import cluster, random_state, run_folder
 from lightning_ntk.running.checkpointing import checkpoint_callbacks, save_untrained
 from lightning_ntk.running.interruption import interruptible
@@ -242,7 +242,7 @@ def run_test(
     """Test the weights of a checkpoint and gather the results."""
     method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
     # What training logged: before this process took it up, and since.
-    measured = method.measured | measurements(trainer)
+    measured = method.measured | training_measurements(trainer)
     trainer.test(method, datamodule=data, verbose=False)
     measured |= measurements(trainer)
     timing = next((c for c in trainer.callbacks if hasattr(c, "meta_step_s")), None)
@@ -252,9 +252,7 @@ def run_test(
         measured["memory/peak_mib"] = timing.peak_mib
     probes = {}
     for callback in (c for c in trainer.callbacks if getattr(c, "stage", None) == "test"):
-        prefix = f"{callback.name}/"
-        # What it measured in training is in metrics.csv; here stands the test, as precise as it was computed.
-        measured = {key: value for key, value in measured.items() if not key.startswith(prefix)} | callback.metrics
+        measured |= callback.metrics  # As precise as they were computed.
         timings |= {f"{callback.name}_{stage}_s": seconds for stage, seconds in callback.seconds.items() if seconds}
         probes[callback.name] = callback.result()
     for name, values in method.scores.items():  # Logged values went through float32.

@@ -1,6 +1,7 @@
 """Any evasion attack of the Adversarial Robustness Toolbox (ART) on a predictor, such as Square or AutoAttack.
 
-ART hands images around in batches of its own choosing, so a predictor must not couple its images.
+ART hands images around in batches of its own choosing, so a predictor must not couple its images. Attacks are
+untargeted: ART reads the labels that it is given as the classes to avoid, or in a targeted attack as those to reach.
 """
 
 import inspect
@@ -18,6 +19,9 @@ from lightning_ntk.attacks.base import Attacked, Predictor, check_images, evalua
 from lightning_ntk.errors import ConfigError, MissingDependencyError
 from lightning_ntk.running import random_state
 from lightning_ntk.settings.building import instantiate
+
+# Targeted in each of its classes: the labels given are those to reach, and there is no switch.
+ALWAYS_TARGETED = ("SaliencyMapMethod", "LowProFool")
 
 INSTALL_LINE = "pip install adversarial-robustness-toolbox multiprocess"
 
@@ -47,7 +51,7 @@ def art_attack(
 
     Raises:
         MissingDependencyError: ART is not installed.
-        ConfigError: settings that ART refuses, or a class that is no evasion attack.
+        ConfigError: settings that ART refuses, a class that is no evasion attack, or a targeted attack.
     """
     check_images(x, y)
     network = _InputOnly(predict)
@@ -100,7 +104,18 @@ def build(
         attack = instantiate(config, key, kind, **{name: estimator})
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(f"{key}: {error}") from error
-    for part in getattr(attack, "attacks", []):  # AutoAttack makes its own.
+    if target.__name__ in ALWAYS_TARGETED:
+        raise ConfigError(
+            f"{key}._target_={config['_target_']} only aims at a class, but attacks here avoid the true one."
+        )
+    parts = getattr(attack, "attacks", [])
+    # AutoAttack's targeted parts choose their classes themselves.
+    if getattr(attack, "targeted", False) and not parts:
+        raise ConfigError(
+            f"{key}: {target.__name__} is targeted (some of ART's are unless told otherwise), and would drive each "
+            f"image to its true class. Set {key}.targeted=false."
+        )
+    for part in parts:
         part.verbose = False
     return attack
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.ntk.jacobian import in_chunks
 
@@ -70,6 +71,12 @@ def check_images(x: Tensor, y: Tensor) -> None:
             f"An attack needs images in [0, 1], but these lie in [{low:.3g}, {high:.3g}]. Give the predictor unit "
             "images and let the network normalise them (TaskSpec.mean, TaskSpec.std)."
         )
+
+
+def check_episode(episode: Episode) -> None:
+    """Raise `DataError` unless a task, as a data module draws it, has queries that become images in [0, 1]."""
+    if episode.query_x.is_floating_point():  # uint8 becomes [0, 1] on the device.
+        check_images(episode.query_x, episode.query_y)
 
 
 def check_eps(eps: float | Tensor, key: str = "eps", most: float = 1.0) -> None:

@@ -4,7 +4,8 @@ Models differ in the scale of their logits. One trained by cross-entropy grows t
 regression on shifted one-hot targets keeps them near -1/C and 1 - 1/C, whatever its confidence. `margin` points the
 same way at any scale, and `dlr` does not change at all. `cross_entropy` changes its direction with the scale: on large
 logits its gradient vanishes in float32 for images that are classified with confidence, on small ones it pushes all
-other classes instead of the nearest. docs/ROBUSTNESS.md compares them.
+other classes instead of the nearest. docs/ROBUSTNESS.md compares them. `log_odds` rises with it, and is never flat: it
+tells any two probabilities of the true class apart, which is all that SimBA asks.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,17 @@ AttackLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(z)_y, `[*batch]` for logits `[*batch, C]`. SimBA's probability of the true class, in other words."""
+    """-log softmax(z)_y, `[*batch]` for logits `[*batch, C]`. In float32 it is 0 from a margin of some 17 on."""
     return -outputs.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1)
+
+
+def log_odds(outputs: Tensor, y: Tensor) -> Tensor:
+    """log((1 - p) / p) of the true class's probability p = softmax(z)_y, `[*batch]`: log sum_{j != y} e^{z_j} - z_y.
+
+    It rises as p falls, wherever p is: where cross-entropy has rounded to 0, it still goes on like the margin.
+    """
+    true = F.one_hot(y, outputs.shape[-1]).bool()
+    return outputs.masked_fill(true, -torch.inf).logsumexp(-1) - outputs.gather(-1, y[..., None]).squeeze(-1)
 
 
 def margin(outputs: Tensor, y: Tensor) -> Tensor:
@@ -45,7 +55,7 @@ def dlr(outputs: Tensor, y: Tensor) -> Tensor:
     return margin(outputs, y) / (largest[..., 0] - largest[..., 2] + 1e-12)
 
 
-LOSSES: dict[str, AttackLoss] = {"cross_entropy": cross_entropy, "margin": margin, "dlr": dlr}
+LOSSES: dict[str, AttackLoss] = {"cross_entropy": cross_entropy, "log_odds": log_odds, "margin": margin, "dlr": dlr}
 
 
 def attack_loss(name: str, key: str = "loss") -> AttackLoss:

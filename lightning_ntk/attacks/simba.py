@@ -1,8 +1,9 @@
 """SimBA, the simple black box attack (Guo et al. 2019), on many images at once.
 
 It sees nothing but outputs. In a random order of orthonormal directions it moves an image by -step along a direction,
-then by +step where that did not help, and keeps what raises the loss. With `loss="cross_entropy"` that is what lowers
-the probability of the true class, as in the paper.
+then by +step where that did not help, and keeps what raises the loss. With `loss="log_odds"` that is what lowers the
+probability of the true class, as in the paper; cross-entropy says the same, but in float32 it no longer moves where the
+true class is certain, and a model with large logits would hold for that reason alone.
 """
 
 import math
@@ -32,7 +33,7 @@ def simba(
     frequencies: float = 0.25,
     generator: torch.Generator | None = None,
     order: Tensor | None = None,
-    loss: str = "cross_entropy",
+    loss: str = "log_odds",
     coupled: bool = False,
 ) -> Attacked:
     """Move each image along its own sequence of directions until it is misclassified; then leave it alone.

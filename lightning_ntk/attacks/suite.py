@@ -33,8 +33,8 @@ class Suite:
     Attributes:
         attacks: some of NAMES.
         linf_eps: of fgsm, pgd_linf and noise. l2_eps: of pgd_l2.
-        steps, step_size: of PGD; `step_size` of pgd_linf alone.
-        loss: of FGSM and PGD. simba_loss: of SimBA, to which the true class's probability is "cross_entropy".
+        steps: of PGD. step_size: of pgd_linf and of the attack through the adaptation; see `step_of`.
+        loss: of FGSM and PGD. simba_loss: of SimBA, to which the true class's probability is "log_odds".
         simba_step, simba_directions, simba_frequencies: SimBA's `step`, `directions` and `frequencies`.
         coupled: whether a predictor's outputs depend on the rest of the batch.
     """
@@ -43,12 +43,12 @@ class Suite:
     linf_eps: Sequence[float] = ()
     l2_eps: Sequence[float] = ()
     steps: int = 20
-    step_size: float = 2 / 255
+    step_size: float | None = None
     loss: str = "margin"
     simba_step: float = 0.2
     simba_directions: int = 100
     simba_frequencies: float = 0.25
-    simba_loss: str = "cross_entropy"
+    simba_loss: str = "log_odds"
     coupled: bool = False
 
     def check(self, prefix: str) -> None:
@@ -64,8 +64,10 @@ class Suite:
         check_steps(self.steps, f"{prefix}.steps")
         check_steps(self.simba_directions, f"{prefix}.simba_directions")
         for key in ("step_size", "simba_step", "simba_frequencies"):
-            check_eps(getattr(self, key), f"{prefix}.{key}")
-            if getattr(self, key) == 0:
+            if (value := getattr(self, key)) is None:
+                continue
+            check_eps(value, f"{prefix}.{key}")
+            if value == 0:
                 raise ConfigError(f"{prefix}.{key} must be above 0.")
         attack_loss(self.loss, f"{prefix}.loss")
         attack_loss(self.simba_loss, f"{prefix}.simba_loss")
@@ -84,7 +86,14 @@ class Suite:
 
     def pgd_linf(self, eps: float, predict: Predictor, x: Tensor, y: Tensor, seed: int) -> Attacked:
         """PGD with these settings."""
-        return pgd_linf(predict, x, y, eps, step_size=self.step_size, **self._pgd(seed))
+        return pgd_linf(predict, x, y, eps, step_size=self.step_of(eps), **self._pgd(seed))
+
+    def step_of(self, eps: float) -> float:
+        """`step_size`; or, where it is None, the paper's 2/255, and 2.5 eps / steps where 2/255 cannot cross the cube.
+
+        A random start may lie 2 eps from where an image has to go, which 20 steps of 2/255 reach up to eps = 20/255.
+        """
+        return min(max(2 / 255, 2.5 * eps / self.steps), 1.0) if self.step_size is None else self.step_size
 
     def pgd_l2(self, eps: float | Tensor, predict: Predictor, x: Tensor, y: Tensor, seed: int) -> Attacked:
         """PGD with these settings; eps may be a tensor, one for each image."""
@@ -93,7 +102,7 @@ class Suite:
     def pgd_through_adaptation(self, eps: float, adapt: Adapt, episode: Episode, start: Tensor) -> Attacked:
         """PGD on a task's support, seen through the adaptation, from where another attack has left it."""
         task = (episode.support_x, episode.support_y, episode.query_x, episode.query_y)
-        settings = {"steps": self.steps, "step_size": self.step_size, "loss": self.loss}
+        settings = {"steps": self.steps, "step_size": self.step_of(eps), "loss": self.loss}
         return pgd_through_adaptation(adapt, *task, eps, start=start, **settings)
 
     def _pgd(self, seed: int) -> dict[str, Any]:

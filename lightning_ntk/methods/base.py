@@ -96,12 +96,17 @@ class MetaLearner(pl.LightningModule):
             return {"accuracy": accuracy.where(outputs.isfinite().all(-1).all(-1), math.nan)}
         return {"mse": (outputs.double() - targets.double()).square().mean((-2, -1))}
 
+    @property
+    def couples_queries(self) -> bool:
+        """Whether what an adapted model says of a query depends on the queries beside it (batch statistics)."""
+        return getattr(self.network, "couples_examples", True)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
-        checkpoint["measured"] = self.measured | measurements(self.trainer)
+        checkpoint["measured"] = self.measured | training_measurements(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.measured = checkpoint.get("measured", {})
@@ -190,3 +195,9 @@ class MetaLearner(pl.LightningModule):
 def measurements(trainer: pl.Trainer) -> dict[str, float]:
     """The metrics that have been logged, by the dashboard's names."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name}
+
+
+def training_measurements(trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics that training has logged, but for those of probes: their names are the test's in a result."""
+    probed = {name for callback in trainer.callbacks for name in getattr(callback, "logged", ())}
+    return {name: value for name, value in measurements(trainer).items() if name not in probed}

@@ -100,8 +100,8 @@ class MetaRKHSII(MetaLearner):
         return F.one_hot(y, self.spec.outputs).to(next(self.network.parameters()).dtype) - 1 / self.spec.outputs
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Least squares on one-hot vectors estimates probabilities themselves: the outputs without their shift, cut to
-        [0, 1] and made to sum to 1."""
+        """Least squares on one-hot vectors estimates probabilities themselves: the outputs without their shift, negative
+        ones cut to 0, and made to sum to 1."""
         # Where no class is left (all outputs far too low), all are alike.
         shares = (outputs + 1 / self.spec.outputs).clamp(min=torch.finfo(outputs.dtype).eps)
         return shares / shares.sum(-1, keepdim=True)

@@ -22,6 +22,7 @@ class NearestCentroid(MetaLearner):
     meta_trains = False
     any_ways = True
     adapts_differentiably = True
+    couples_queries = False  # Whatever the network is like: it is not asked.
 
     def __init__(self, network: nn.Module, spec: TaskSpec) -> None:
         super().__init__(network, spec)

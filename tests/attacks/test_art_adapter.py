@@ -86,6 +86,11 @@ def test_arts_backward_reaches_no_parameter_of_an_adapted_model():
         ({**SQUARE, "epsilon": 0.1}, "art.square.epsilon is no setting of art.attacks.evasion.SquareAttack"),
         ({**SQUARE, "eps": -0.1}, "art.square: "),
         ({**SQUARE, "max_iter": "many"}, "art.square: .*max_iter"),
+        (
+            {"_target_": "art.attacks.evasion.BoundaryAttack"},
+            "BoundaryAttack is targeted .* Set art.square.targeted=false",
+        ),
+        ({"_target_": "art.attacks.evasion.SaliencyMapMethod"}, "only aims at a class"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

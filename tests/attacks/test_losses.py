@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_ntk.attacks.losses import LOSSES, attack_loss, cross_entropy, dlr, margin
+from lightning_ntk.attacks.losses import LOSSES, attack_loss, cross_entropy, dlr, log_odds, margin
 from lightning_ntk.errors import ConfigError
 
 
@@ -17,6 +17,15 @@ def test_cross_entropy_is_torchs_for_any_batch():
     outputs, y = torch.randn(2, 7, 5), torch.randint(5, (2, 7))
     theirs = F.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none").view(2, 7)
     assert torch.allclose(cross_entropy(outputs, y), theirs)
+
+
+def test_log_odds_are_those_of_the_true_class_and_go_on_where_it_is_certain():
+    outputs, y = torch.randn(2, 7, 5, dtype=torch.float64), torch.randint(5, (2, 7))
+    p = outputs.softmax(-1).gather(-1, y[..., None]).squeeze(-1)
+    assert torch.allclose(log_odds(outputs, y), ((1 - p) / p).log())
+    certain, y = torch.tensor([[40.0, 0.0, 1.0], [40.1, 0.0, 1.0]]), torch.tensor([0, 0])
+    assert cross_entropy(certain, y).tolist() == [0.0, 0.0]
+    assert log_odds(certain, y).diff() < -0.09
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -33,7 +33,7 @@ def one_by_one(predict, x, y, vectors, order, step, loss):
     return x[0], queries
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "log_odds", "margin"])
 @pytest.mark.parametrize("basis", ["pixel", "dct"])
 def test_images_together_are_the_images_one_by_one(basis, loss):
     network, x = smooth_network(channels=2), images(16, channels=2)
@@ -55,6 +55,22 @@ def test_images_together_are_the_images_one_by_one(basis, loss):
     assert broken.sum() > 5
     assert not broken.all()
     assert len(set(found.queries.tolist())) > 5
+
+
+def test_large_logits_do_not_make_a_model_hold():
+    weights, x = torch.randn(1, 8, 8, generator=generator(1)), images(40, size=8)
+    small = linear_model(weights, bias=0.1)
+    with torch.no_grad():
+        y = small(x).argmax(-1)
+        found, scaled = (
+            simba(lambda z, k=k: k * small(z), x, y, basis="pixel", generator=generator(), directions=20)
+            for k in (1.0, 100.0)
+        )
+    assert torch.equal(found.images, scaled.images)
+    assert (found.outputs.argmax(-1) != y).any()
+    with torch.no_grad():
+        stuck = simba(lambda z: 100 * small(z), x, y, generator=generator(), directions=20, loss="cross_entropy")
+    assert not torch.equal(found.images, stuck.images), "what the default spares"
 
 
 @pytest.mark.parametrize("basis", ["pixel", "dct"])

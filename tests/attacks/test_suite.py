@@ -1,7 +1,8 @@
 import pytest
 import torch
-from attacked_models import generator, images, smooth_network
+from attacked_models import generator, images, linear_model, smooth_network
 
+from lightning_ntk.attacks.losses import margin
 from lightning_ntk.attacks.simba import simba
 from lightning_ntk.attacks.suite import Suite, parse_sizes
 from lightning_ntk.attacks.white_box import fgsm, pgd_l2
@@ -23,6 +24,19 @@ def test_names_stand_for_attacks_with_these_settings():
     assert same("pgd_l2/eps_0.5", pgd_l2(network, x, y, 0.5, steps=3, loss="dlr", generator=generator(7)))
     assert same("simba_dct", simba(network, x, y, basis="dct", step=0.1, directions=5, generator=generator(7)))
     assert Suite(attacks=()).named() == {}
+
+
+def test_pgd_crosses_the_cube_from_any_start():
+    weights, x = torch.randn(1, 4, 4, generator=generator(1)), torch.full((6, 1, 4, 4), 0.5)
+    predict, y = linear_model(weights, bias=0.1), torch.tensor([0, 1, 0, 1, 0, 1])
+    suite = Suite()
+    for eps in (8 / 255, 32 / 255, 0.5):
+        best = fgsm(predict, x, y, eps)
+        assert torch.allclose(suite.pgd_linf(eps, predict, x, y, 3).outputs, best.outputs, atol=1e-5)
+    short = Suite(step_size=2 / 255).pgd_linf(32 / 255, predict, x, y, 3)
+    assert (margin(short.outputs, y) < margin(fgsm(predict, x, y, 32 / 255).outputs, y) - 0.01).all()
+    assert [suite.step_of(eps) for eps in (2 / 255, 16 / 255, 32 / 255)] == [2 / 255, 2 / 255, 4 / 255]
+    assert Suite(steps=1).step_of(1.0) == 1.0
 
 
 def test_sizes_are_numbers_or_quotients():

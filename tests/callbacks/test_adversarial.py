@@ -1,6 +1,8 @@
 """The probe under attack, end to end: the metrics it leaves, what they mean, and what it refuses before training."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from omegaconf import OmegaConf
 from test_train import TINY, TINY_SINE, rows, run
 
-from callbacks.adversarial import Adversarial
+from callbacks.adversarial import Adversarial, _of_simba, _Task
 from callbacks.adversarial_figure import NEVER, accuracy_over_queries
+from lightning_ntk import evaluate, train
+from lightning_ntk.attacks.base import Attacked
+from lightning_ntk.attacks.suite import Suite
 from lightning_ntk.attacks.support import pgd_through_adaptation
 from lightning_ntk.attacks.white_box import pgd_linf
 from lightning_ntk.episode import Episode, TaskSpec
@@ -18,6 +23,7 @@ from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.methods.nearest_centroid import NearestCentroid
 from lightning_ntk.methods.protonet import ProtoNet
 from lightning_ntk.methods.reptile import Reptile
 from lightning_ntk.networks.conv4 import Conv4
@@ -84,6 +90,17 @@ def test_a_run_leaves_every_metric_and_the_figure(tmp_path):
     assert not logged[0]["adversarial/fgsm/eps_8/accuracy"]
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_what_training_measured_is_no_result_of_the_test():
+    chosen = [*CHOSEN, "callbacks.adversarial.test_episodes=0"]
+    result = run(*GLYPHS, "method=maml", *chosen, "steps=2")
+    assert rows()[-2]["adversarial/pgd_linf/eps_8/accuracy"], "measured in training"
+    assert not [name for name in result.metrics if name.startswith("adversarial")]
+    train.main(["ckpt=run", "callbacks=timing", "steps=3"])
+    again = json.loads(Path("run/results.json").read_text())
+    assert not [name for name in again["metrics"] if name.startswith("adversarial")]
+
+
 def test_training_under_attack_equals_training_without_bit_for_bit():
     alone = run(*GLYPHS, "method=maml", "callbacks=timing", "test=true", folder="alone")
     chosen = [*CHOSEN, "callbacks.adversarial.test_episodes=0"]
@@ -115,6 +132,17 @@ def test_arts_attacks_come_from_the_command_line():
         run(*GLYPHS, *CHOSEN, "network.norm=group", f"callbacks.adversarial.art={wrong}", folder="wrong")
 
 
+def test_a_method_without_a_head_is_attacked_by_art_in_any_number_of_ways():
+    pytest.importorskip("art.attacks.evasion")
+    run(*GLYPHS, "method=protonet", "network.norm=group", "callbacks=timing")
+    art = "callbacks.adversarial.art={fast: {_target_: art.attacks.evasion.FastGradientMethod, eps: 0.1}}"
+    few = ["callbacks.adversarial.attacks=[]", "callbacks.adversarial.support=false", "data.eval_ways=5"]
+    evaluate.main(["run=run", "callbacks=adversarial", *few, "callbacks.adversarial.test_episodes=2", art])
+    (file,) = Path("run/evaluations").glob("*/results.json")
+    found = json.loads(file.read_text())["probes"]["adversarial"]["episodes"]
+    assert len(found["adversarial/fast/eps_25.5/accuracy"]) == 2
+
+
 # ---- one episode -----------------------------------------------------------------------------------------------------
 
 
@@ -144,8 +172,9 @@ def test_the_numbers_are_those_of_the_attacks_on_the_adapted_model(kind, norm):
         assert measured[f"{name}/eps_0/accuracy"] == clean, "a perturbation of size 0 changes nothing"
     torch.manual_seed(5)
     seed = int(torch.randint(2**31, ()))
-    settings = {"steps": 5, "step_size": 2 / 255, "keep": "task" if norm == "batch" else "image"}
+    settings = {"steps": 5, "keep": "task" if norm == "batch" else "image"}
     for eps in (8, 32):
+        settings["step_size"] = 2.5 * eps / 255 / 5  # Five steps of 2/255 would not cross these cubes.
         generator = torch.Generator().manual_seed(seed)
         found = pgd_linf(predict, episode.query_x, episode.query_y, eps / 255, generator=generator, **settings)
         assert measured[f"adversarial/pgd_linf/eps_{eps}/accuracy"] == accuracy(found.images)
@@ -155,7 +184,9 @@ def test_the_numbers_are_those_of_the_attacks_on_the_adapted_model(kind, norm):
         cheap = accuracy(episode.query_x, misled)
         assert measured[f"adversarial_support/pgd_linf/eps_{eps}/accuracy"] == cheap
         task = (episode.support_x, episode.support_y, episode.query_x, episode.query_y)
-        found = pgd_through_adaptation(method.adapt, *task, eps / 255, steps=5, start=found.images)
+        found = pgd_through_adaptation(
+            method.adapt, *task, eps / 255, steps=5, step_size=settings["step_size"], start=found.images
+        )
         misled = method.adapt(found.images, episode.support_y)
         strong = accuracy(episode.query_x, misled)
         assert measured[f"adversarial_support/through_adaptation/eps_{eps}/accuracy"] == strong <= cheap
@@ -237,6 +268,47 @@ def test_accuracy_over_queries_by_hand():
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:adversarial. the gradients may be masked")
+def test_a_method_that_asks_no_network_is_not_attacked_as_if_it_did():
+    measured = []
+    for norm in ("batch", "none"):
+        torch.manual_seed(5)
+        callback = from_yaml(linf_eps=["8/255"], simba_directions=20, steps=5, support=False)
+        measured.append(callback.probe(adapted(NearestCentroid, norm), make_episode(), "test"))
+    assert repr(measured[0]) == repr(measured[1])  # Lengths of what was never broken are NaN in both.
+
+
+def test_attacks_are_in_full_precision_whatever_the_trainers():
+    def probe():
+        torch.manual_seed(5)
+        return callback.probe(method, make_episode(), "test")
+
+    callback, method = from_yaml(attacks=["pgd_linf"], steps=3, support=False), adapted(MAML)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shortened = probe()
+    assert shortened == probe()
+
+
+def test_simbas_numbers_are_of_the_queries_that_were_right():
+    """Of four queries one is wrong from the start, one is broken in 3 queries by a change of length 2, two hold."""
+    x, y = torch.full((4, 1, 2, 2), 0.5), torch.tensor([0, 0, 0, 0])
+    clean = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    after = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    changed = x + torch.tensor([0.4, 0.25, 0.1, 0.1])[:, None, None, None]
+    # With batch statistics a query that is wrong by itself can be asked about, too.
+    found = Attacked(changed, after, torch.tensor([7, 3, 8, 10]))
+    task = _Task(lambda images: images.flatten(1)[:, :2], x, y)
+    measured = _of_simba("adversarial/simba_dct", Suite(steps=1), task, clean, found, 0)
+    assert measured["adversarial/simba_dct/queries"] == pytest.approx(7.0)
+    assert measured["adversarial/simba_dct/l2"] == pytest.approx(0.5)
+    nothing_right = _of_simba("adversarial/simba_dct", Suite(steps=1), task, 1 - clean[[1, 1, 1, 1]], found, 0)
+    episodes = {name: [value, measured[name]] for name, value in nothing_right.items() if isinstance(value, float)}
+    metrics = from_yaml(attacks=["simba_dct"]).summarise(
+        {**episodes, "adversarial/clean/accuracy": [0.0, 0.75]}, "test"
+    )
+    assert metrics["adversarial/simba_dct/queries"] == pytest.approx(7.0)
+
+
 def test_the_yaml_holds_the_defaults():
     given, default = from_yaml(), Adversarial()
     assert (given.suite, given.fit_suite, given.counts) == (default.suite, default.fit_suite, default.counts)
@@ -266,6 +338,8 @@ def test_the_yaml_holds_the_defaults():
         ({"art": 3}, "callbacks.adversarial.art must be attacks by name"),
         ({"art": {"square": 3}}, "callbacks.adversarial.art.square must be settings with a _target_"),
         ({"art": {"square": {"eps": "a/b"}}}, "callbacks.adversarial.art.square.eps takes numbers"),
+        ({"art": {"square": {"eps": 8}}}, "callbacks.adversarial.art.square.eps must be from 0 to 1"),
+        ({"art": {"square": {"eps": 8, "norm": 2}}}, "art.square has norm=2, .* call it square_l2"),
         ({"test_episodes": -1}, "callbacks.adversarial.test_episodes must be"),
         ({"epsilon": [0.1]}, "callbacks.adversarial.epsilon is no setting"),
     ],
@@ -289,11 +363,15 @@ class Data:
 
 
 def test_data_that_cannot_be_attacked_are_refused(tmp_path):
-    config = OmegaConf.create({"choices": {"data": "mine"}})
+    config = OmegaConf.create({"choices": {"data": "mine"}, "trainer": {"precision": "32-true"}})
     callback, method = from_yaml(), adapted(MetaRKHSII)
     callback.prepare(Run(method, Data(1.0), config, tmp_path))
     with pytest.raises(DataError, match=r"images in \[0, 1\]"):
         callback.prepare(Run(method, Data(-3.0), config, tmp_path))
+    config.trainer.precision = "bf16-true"
+    with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true images are rounded"):
+        callback.prepare(Run(method, Data(1.0), config, tmp_path))
+    config.trainer.precision = None
     method.spec = TaskSpec("classification", (4,), 3)
     with pytest.raises(ConfigError, match=r"data=mine has inputs of shape \(4,\)"):
         callback.prepare(Run(method, Data(1.0), config, tmp_path))
