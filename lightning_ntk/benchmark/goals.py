@@ -19,10 +19,12 @@ SCALING = {"ddp": 1.6, "sweep": 3.0}
 GOALS = {
     "cpu": {"kernel_nt": 0.15, "kernel_torch": 0.8, "rkhs_ii": 1.3, "rkhs_i": 1.5, "runs": 0.6, "memory": 1.0}
     | {"shots": 1.3, "fused": 1.5, "plain": 10.0, "indices": 20000.0, "data_share": 0.02}
+    | {"resnet12": 24.0}  # GiB of one task
     | ATTACKS
     | SCALING,
     "cuda": {"kernel_nt": 0.5, "kernel_torch": 0.5, "rkhs_ii": 0.1, "rkhs_i": 0.2, "runs": 0.2, "memory": 1.0}
     | {"batch": 8.0, "indices": 20000.0, "resident": 20000.0, "data_share": 0.02}
+    | {"resnet12": 80.0}  # GiB of 16 tasks at once
     | ATTACKS
     | SCALING,
 }
@@ -46,6 +48,8 @@ def figures(tables: Sequence[Table], settings: Settings) -> list[Figure]:
             found += _shots(table, goals)
         elif table.name == "batch":
             found += _batch(table, goals, settings)
+        elif table.name == "resnet12":
+            found += _resnet12(table, goals)
         elif table.name == "data":
             found += _data(table, goals)
         elif table.name == "scaling_ddp":
@@ -125,6 +129,15 @@ def _batch(table: Table, goals: dict[str, float], settings: Settings) -> list[Fi
         goal = goals.get("batch") if name == steps.RKHS_II else None
         found.append(Figure(what, value, goal, more_is_better=True, note="" if value else rows[-1].note))
     return found
+
+
+def _resnet12(table: Table, goals: dict[str, float]) -> list[Figure]:
+    ours, maml = table.row(steps.RKHS_II), table.row(steps.MAML)
+    peak = quotient(ours.mib, 1024.0)
+    return [
+        Figure(f"{table.title}: peak memory of Meta-RKHS-II, GiB", peak, goals.get("resnet12"), note=ours.note),
+        Figure(f"{table.title}: Meta-RKHS-II over MAML", quotient(ours.seconds, maml.seconds), note=maml.note),
+    ]
 
 
 def _data(table: Table, goals: dict[str, float]) -> list[Figure]:

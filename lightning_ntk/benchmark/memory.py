@@ -28,15 +28,15 @@ TIMEOUT_S = 3600
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Peak MiB of one step of one task, the seconds of it and of the steps after it; `note` says why there are none."""
+    """Peak MiB of one step, the seconds a task of it and of the steps after it; `note` says why there are none."""
 
     mib: float | None = None
     seconds: tuple[float, ...] = ()
     note: str = ""
 
 
-def measure_memory(settings: Settings, step: str, *, network: str = "conv4", repeats: int = 0) -> Probe:
-    """Measure a meta-step (by its name in `steps`) on one task in a process of its own.
+def measure_memory(settings: Settings, step: str, *, network: str = "conv4", tasks: int = 1, repeats: int = 0) -> Probe:
+    """Measure a meta-step (by its name in `steps`) in a process of its own.
 
     The peak is that of CUDA's allocator, or on a CPU the growth of the resident set during the step, over what the
     process held just before it: network, data and libraries are in memory by then.
@@ -46,7 +46,7 @@ def measure_memory(settings: Settings, step: str, *, network: str = "conv4", rep
     """
     numbers = {name: getattr(settings, name) for name in ("ways", "shots", "queries", "image_size", "filters", "seed")}
     numbers |= {"device": settings.device, "threads": settings.threads or torch.get_num_threads()}
-    request = {"settings": numbers, "step": step, "network": network, "repeats": repeats}
+    request = {"settings": numbers, "step": step, "network": network, "tasks": tasks, "repeats": repeats}
     command = [sys.executable, "-W", "ignore", "-m", "lightning_ntk.benchmark.memory", json.dumps(request)]
     path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path}
@@ -64,7 +64,7 @@ def measure_memory(settings: Settings, step: str, *, network: str = "conv4", rep
 
 def probe(request: dict) -> Probe:
     """In the process: warm up on one image a class, then take the step."""
-    settings = Settings(**request["settings"], tasks=1)
+    settings = Settings(**request["settings"], tasks=request["tasks"])
     with float32_and_threads(settings.threads):
         try:
             step = make_step(request["step"], make_problem(settings, network=request["network"]))

@@ -139,17 +139,18 @@ def batch_table(settings: Settings, report: Report) -> Table:
 
 
 def resnet12_table(settings: Settings, report: Report) -> Table:
-    """One task of Meta-RKHS-II, and of MAML, on ResNet-12: time and peak memory, in a process each."""
-    rows = []
+    """A meta-step of Meta-RKHS-II, and of MAML, on ResNet-12: time and peak memory, in a process each."""
+    rows, title = [], f"ResNet-12, {'one task' if settings.tasks == 1 else f'{settings.tasks} tasks'}"
     names = (steps.RKHS_II, steps.MAML)
     try:
         make_problem(settings, network="resnet12", shots=1, queries=1, tasks=1)
     except LightningNTKError as error:
         rows = [Row(name, note=f"not measured: {error}") for name in names]
-        return Table("resnet12", "ResNet-12, one task", steps.MAML, rows)
+        return Table("resnet12", title, steps.MAML, rows)
     for name in names:
         report(f"{name} on ResNet-12")
-        found = measure_memory(settings, name, network="resnet12", repeats=2 if settings.device == "cuda" else 0)
+        repeats = 2 if settings.device == "cuda" else 0
+        found = measure_memory(settings, name, network="resnet12", tasks=settings.tasks, repeats=repeats)
         rows.append(
             Row(
                 name,
@@ -161,7 +162,7 @@ def resnet12_table(settings: Settings, report: Report) -> Table:
         )
     for row in rows:
         row.ratio = quotient(row.seconds, rows[-1].seconds)
-    return Table("resnet12", "ResNet-12, one task", steps.MAML, rows)
+    return Table("resnet12", title, steps.MAML, rows)
 
 
 def measure_tables(settings: Settings, report: Report, versions: dict[str, str]) -> Iterator[Table]:

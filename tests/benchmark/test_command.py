@@ -100,6 +100,7 @@ def made_up(device):
     named = {"steps": step, "memory": memory, "shots": shots, "batch": batch, "steps_group": step, "kernel": kernel}
     named["data"] = [Row(data.OURS, 2.0), Row(data.ALONE, 1.0), Row(data.INDICES, 1e-4), Row(data.FUSED, 3.0)]
     named["data"] += [Row(data.FLOOR, 0.1), Row(data.PLAIN, 30.0), Row(steps.RKHS_II, 100.0)]
+    named["resnet12"] = [Row(steps.RKHS_II, 8.0, mib=12 * 1024.0), Row(steps.MAML, 2.0)]
     if device == "cuda":
         named["kernel_batch"] = batched
         named["data"].append(Row(data.ON_GPU, 1e-5))
@@ -129,6 +130,8 @@ def test_the_figures_are_read_off_the_right_rows(device):
         "Episodes a second: ours over learn2learn, plain transforms": (30.0, 10.0 if cpu else None),
         "Episodes a second: a loader's batches over one at a time": (0.5, None),
         "Episodes a second: which images alone": (1e4, 2e4),
+        "resnet12, norm=none: peak memory of Meta-RKHS-II, GiB": (12.0, 24.0 if cpu else 80.0),
+        "resnet12, norm=none: Meta-RKHS-II over MAML": (4.0, None),
         "Data time over a meta-step of Meta-RKHS-II": (0.02 if cpu else 1e-7, 0.02),
     }
     if not cpu:

@@ -185,14 +185,15 @@ def test_peak_memory_is_what_a_call_held_at_once():
 
 
 def test_memory_is_measured_in_a_process_of_its_own():
-    found = measure_memory(SMALL, steps.RKHS_II, repeats=2)
+    found = measure_memory(SMALL, steps.RKHS_II, tasks=2, repeats=2)
     assert found.note == ""
     assert found.mib > 0.1
     assert len(found.seconds) == 3
 
 
 def test_why_memory_was_not_measured_is_said(monkeypatch):
-    request = {"settings": {**QUICK, "tables": ()}, "step": steps.RKHS_II, "network": "none_such", "repeats": 0}
+    request = {"settings": {**QUICK, "tables": ()}, "step": steps.RKHS_II, "network": "none_such", "tasks": 1}
+    request["repeats"] = 0
     assert "no network=none_such" in probe(request).note
     monkeypatch.setattr("lightning_ntk.benchmark.memory.sys.executable", str(fake_peer("kill -9 $$")))
     assert measure_memory(SMALL, steps.RKHS_II).note == "not measured: killed, out of memory?"
