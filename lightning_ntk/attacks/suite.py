@@ -102,8 +102,7 @@ class Suite:
     def pgd_through_adaptation(self, eps: float, adapt: Adapt, episode: Episode, start: Tensor) -> Attacked:
         """PGD on a task's support, seen through the adaptation, from where another attack has left it."""
         task = (episode.support_x, episode.support_y, episode.query_x, episode.query_y)
-        settings = {"steps": self.steps, "step_size": self.step_of(eps), "loss": self.loss}
-        return pgd_through_adaptation(adapt, *task, eps, start=start, **settings)
+        return pgd_through_adaptation(adapt, *task, eps, steps=self.steps, step_size=self.step_of(eps), start=start)
 
     def _pgd(self, seed: int) -> dict[str, Any]:
         keep = "task" if self.coupled else "image"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps
-from lightning_ntk.attacks.losses import attack_loss
+from lightning_ntk.attacks.losses import attack_loss, margin
 from lightning_ntk.attacks.white_box import input_gradient
 
 # Adapts to support images [n, channels, height, width] with labels [n]; passes gradients on to the images.
@@ -23,7 +23,7 @@ def pgd_through_adaptation(
     *,
     steps: int = 20,
     step_size: float = 2 / 255,
-    loss: str = "margin",
+    loss: str = "mistakes",
     start: Tensor | None = None,
 ) -> Attacked:
     """PGD (l-infinity) on the support images of one task, by the gradient of the query loss through the adaptation.
@@ -37,7 +37,8 @@ def pgd_through_adaptation(
     Args:
         adapt: of a method with `adapts_differentiably`.
         support_x, query_x: images in [0, 1]; the queries stay as they are.
-        eps, step_size, loss: see `attacks.white_box.pgd_linf`.
+        eps, step_size: see `attacks.white_box.pgd_linf`.
+        loss: "mistakes" (see `mistakes`), or one of `attacks.losses`.
         start: within eps of the support, as another attack has left it; None starts at the support. The result is
             never weaker than the start.
 
@@ -53,7 +54,7 @@ def pgd_through_adaptation(
     check_eps(eps)
     check_eps(step_size, "step_size")
     check_steps(steps)
-    score = attack_loss(loss)
+    score = mistakes if loss == "mistakes" else attack_loss(loss)
 
     def predict(images: Tensor) -> Tensor:
         return adapt(images, support_y)(query_x)
@@ -66,3 +67,13 @@ def pgd_through_adaptation(
             most, kept = harm, found
         images = (support_x + (images + step_size * gradient.sign() - support_x).clamp(-eps, eps)).clamp(0, 1)
     return Attacked(kept.images, kept.outputs, torch.full_like(query_y, steps + 1))
+
+
+def mistakes(outputs: Tensor, y: Tensor) -> Tensor:
+    """tanh(margin / s) `[m]`, s the mean size of the margins: a smooth count of the queries that are answered wrong.
+
+    One change of the support moves all queries. The margin itself would gain as much by driving a query further that is
+    wrong already as by turning one that is right; it has no end, where the count has. It depends on no logits' scale.
+    """
+    margins = margin(outputs, y)
+    return torch.tanh(margins / margins.detach().abs().mean().clamp(min=torch.finfo(margins.dtype).tiny))

@@ -5,7 +5,8 @@ import torch
 from attacked_models import images
 
 from lightning_ntk.attacks.base import evaluate
-from lightning_ntk.attacks.support import pgd_through_adaptation
+from lightning_ntk.attacks.losses import margin
+from lightning_ntk.attacks.support import mistakes, pgd_through_adaptation
 from lightning_ntk.attacks.white_box import pgd_linf
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
@@ -26,7 +27,8 @@ def test_on_a_linear_adaptation_it_is_the_best_perturbation():
     # One query of class 0: the margin is <q, mean_1 - mean_0>, which grows with q in class 1 and falls with it in 0.
     support = 0.5 + 0.2 * (images(4) - 0.5)
     y, query = torch.tensor([0, 1, 0, 1]), images(1, seed=1)
-    found = pgd_through_adaptation(nearest_mean, support, y, query, torch.tensor([0]), 0.1, steps=8, step_size=0.02)
+    task, settings = (support, y, query, torch.tensor([0])), {"steps": 8, "step_size": 0.02, "loss": "margin"}
+    found = pgd_through_adaptation(nearest_mean, *task, 0.1, **settings)
     sign = torch.tensor([-1.0, 1.0, -1.0, 1.0])[:, None, None, None]
     assert torch.allclose(found.images, support + 0.1 * sign, atol=1e-6)
     assert torch.allclose(found.outputs, nearest_mean(found.images, y)(query))
@@ -71,6 +73,21 @@ def test_it_is_stronger_than_the_one_that_does_not_see_through_the_adaptation(ki
         assert found.images.max() <= 1
         assert right(found.images) == (found.outputs.argmax(-1) == query_y).sum()
     assert all(p.grad is None for p in method.parameters())
+
+
+def test_mistakes_are_counted_at_any_scale_and_what_is_wrong_already_counts_no_more():
+    outputs = torch.tensor([[9.0, 0.0], [0.0, 0.1], [-0.1, 0.0]], dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([1, 1, 1])
+
+    def gains(loss, scale=1.0):
+        (gradient,) = torch.autograd.grad(loss(scale * outputs, y).sum(), outputs)
+        return gradient[:, 0] / gradient[1, 0]
+
+    assert gains(margin).tolist() == [1, 1, 1]
+    far, near, nearer = gains(mistakes).tolist()
+    assert far < 0.1 < near == 1 <= nearer
+    assert torch.allclose(gains(mistakes, 1e3), gains(mistakes))
+    assert mistakes(torch.zeros(2, 3), torch.tensor([0, 1])).tolist() == [0, 0]
 
 
 def test_the_worst_support_is_returned_even_if_it_is_the_first():
