@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.base import SPLITS, check_at_least
 from datamodules.files.cache import Items, PackedClasses, cache_key, load_or_build, reading
 from datamodules.files.decoding import Format, Item, decode
-from datamodules.files.storage import cache_folder, scratch, writing
+from datamodules.files.storage import cache_folder, locked, remove_leftovers, scratch, writing
 from datamodules.images import ImageDataModule
 from lightning_ntk.errors import ConfigError, DataError
 
@@ -54,12 +54,20 @@ class CachedImages(ImageDataModule):
 
     def unreadable(self) -> Iterator[str]:
         """A line for each image that cannot be read, all splits looked through; nothing is cached."""
-        with writing(self.cache_dir, "data.cache_dir"):
+        name = f"survey-{type(self).__name__.lower()}"
+        with writing(self.cache_dir, "data.cache_dir"), contextlib.ExitStack() as stack:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-        with scratch(self.cache_dir, "survey") as workspace, contextlib.ExitStack() as stack:
+            if stack.enter_context(locked(self.cache_dir / f"{name}.lock")):
+                remove_leftovers(self.cache_dir, name)
+            workspace = stack.enter_context(scratch(self.cache_dir, name))
             open_split = reading(stack.enter_context, self.opened(workspace))
-            for items in (reading(open_split, split) for split in SPLITS):
-                yield from self.undecodable(item for own in items.values() for item in own)
+            for split in SPLITS:
+                try:
+                    items = reading(open_split, split)
+                except DataError as error:
+                    yield str(error)
+                else:
+                    yield from self.undecodable(item for own in items.values() for item in own)
 
     def undecodable(self, items: Iterable[Item]) -> Iterator[str]:
         """A line for each of these images that cannot be decoded."""

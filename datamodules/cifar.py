@@ -8,12 +8,15 @@ import numpy as np
 from datamodules.files.cache import Items
 from datamodules.files.decoding import Item
 from datamodules.files.pickles import load_pickle
+from datamodules.files.storage import data_folder
 from datamodules.published import Part, PublishedImages
 from lightning_ntk.errors import DataError
 
 FOLDER = "cifar-100-python"
 ARCHIVE = f"{FOLDER}.tar.gz"
 URLS = (f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",)
+# Names of the folder that both take without data.root; the others are those that each had before.
+PLACES = ("cifar_100", "cifar_fs", "fc100")
 CHECKSUM = "md5:eb9058c3a382ffc7106e4002c42a8d85"
 
 
@@ -21,6 +24,7 @@ class Cifar100(PublishedImages):
     """A class is one of CIFAR-100's fine labels ("maple_tree"); CIFAR's own training and test images go together.
 
     Args:
+        root: see `PublishedImages`; the default folder, `cifar_100`, is one for both.
         image_size: the images have 32 x 32 pixels.
         **rest: see `PublishedImages`.
     """
@@ -30,18 +34,25 @@ class Cifar100(PublishedImages):
     source: ClassVar[str] = "See https://www.cs.toronto.edu/~kriz/cifar.html"
     tree: ClassVar[str] = f"  ROOT/{FOLDER}/train, test and meta, or ROOT/{ARCHIVE}"
 
-    def __init__(self, *, image_size: int | None = None, channels: int = 3, **rest: Any) -> None:
-        super().__init__(image_size=image_size, channels=channels, **rest)
+    def __init__(
+        self, *, root: str | None = None, image_size: int | None = None, channels: int = 3, **rest: Any
+    ) -> None:
+        super().__init__(root=root, image_size=image_size, channels=channels, **rest)
+        if root is None:
+            places = [data_folder(None, name) for name in PLACES]
+            filled = (place for place in places if any((place / name).exists() for name in (FOLDER, ARCHIVE)))
+            self.root = next(filled, places[0])
 
     def parts(self) -> list[Part]:
         return [Part(FOLDER, ARCHIVE, URLS, CHECKSUM)]
 
     def items(self, split: str, paths: dict[str, Path]) -> Items:
-        names = _entry(paths[FOLDER] / "meta", "fine_label_names")
+        (names,) = _entries(paths[FOLDER] / "meta", "fine_label_names")
         self.split.check_known(names, f"fine label of {paths[FOLDER] / 'meta'}")
         found: dict[str, list[Item]] = {name: [] for name in self.split.classes[split]}
         for file in (paths[FOLDER] / "train", paths[FOLDER] / "test"):
-            images, labels = np.asarray(_entry(file, "data")), _entry(file, "fine_labels")
+            images, labels = _entries(file, "data", "fine_labels")
+            images = np.asarray(images)
             if images.dtype != np.uint8 or images.shape != (len(labels), 3 * 32 * 32):
                 raise DataError(f"data of {file} must be uint8 [images, 3072], one row for each of its fine_labels.")
             # A row is the red, the green, then the blue plane.
@@ -66,9 +77,9 @@ class FC100(Cifar100):
     name = "fc100"
 
 
-def _entry(file: Path, key: str) -> Any:
-    """One entry of a pickled dict."""
+def _entries(file: Path, *keys: str) -> list[Any]:
+    """Entries of a pickled dict."""
     content = load_pickle(file)
-    if not isinstance(content, dict) or key not in content:
-        raise DataError(f"Pickle {file} must hold a dict with {key}.")
-    return content[key]
+    if not isinstance(content, dict) or not set(keys) <= content.keys():
+        raise DataError(f"Pickle {file} must hold a dict with {' and '.join(keys)}.")
+    return [content[key] for key in keys]

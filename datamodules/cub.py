@@ -11,7 +11,6 @@ from lightning_ntk.errors import DataError
 FOLDER = "CUB_200_2011"
 ARCHIVE = f"{FOLDER}.tgz"
 CHECKSUM = "md5:97eceeb196236b17998738112f37df78"
-IMAGES = 11788
 
 
 class Cub(PublishedImages):
@@ -59,7 +58,7 @@ def _table(file: Path, columns: int) -> dict[str, list[str]]:
     """The lines of a file as number to columns, separated by spaces."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if len(line) != columns + 1:

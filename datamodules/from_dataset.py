@@ -17,8 +17,8 @@ from datamodules.files.splits import find_split_file, read_split
 from datamodules.images import Classes, ImageDataModule
 from lightning_ntk.errors import ConfigError, DataError, nearest_name
 
-# Where datasets keep their labels: torchvision's, and many others. `samples` holds pairs of a path and a label.
-LABELS = ("targets", "labels", "_labels", "samples", "imgs", "y")
+# Where datasets keep their labels: torchvision's, and many others. `samples` hold pairs of a path and a label.
+LABELS = ("targets", "labels", "_labels", "samples", "_samples", "imgs", "y")
 # What a dataset may raise on an image that it cannot read.
 UNREADABLE = (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError)
 
@@ -31,8 +31,8 @@ class FromDataset(ImageDataModule):
             an "image". An image is a PIL image, a numpy array (`[h, w]`, `[h, w, channels]`) or a tensor (`[h, w]`,
             `[channels, h, w]`), of bytes or of numbers in [0, 1]. Its transform must neither be random nor normalise.
         labels: the dataset's attribute that holds its labels; None looks at those in `LABELS`.
-        split_file: CSV with header `split,class`; a class is one of `dataset.classes`, or a label. None splits by
-            `fractions`.
+        split_file: CSV with header `split,class`; a class is one of `dataset.classes` (a tuple joined by ", "), or a
+            label. None splits by `fractions`.
         fractions: parts of the classes for training, validation and test; the second may be 0.
         split_seed: of the choice of classes for each part.
         image_size: side of the square that images are resized to, in pixels; None leaves them as they are.
@@ -74,6 +74,8 @@ class FromDataset(ImageDataModule):
         self._first: int | None = None  # The item whose channels were taken, where none were given.
 
     def class_splits(self) -> dict[str, Classes]:
+        if not len(self.dataset):
+            raise ConfigError(f"data.dataset={describe(self.dataset)} must have items to draw from, but is empty.")
         labels = read_labels(self.dataset, self.labels)
         if len(labels) != len(self.dataset):
             raise ConfigError(
@@ -202,10 +204,15 @@ def name_classes(dataset: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
     present = np.unique(labels).tolist()
     names = class_names(dataset)
     fits = isinstance(names, list | tuple) and present[0] >= 0 and present[-1] < len(names)
-    known = [str(names[label]) for label in present] if fits else []
+    known = [as_name(names[label]) for label in present] if fits else []
     if len(set(known)) != len(present):
         known = [str(label) for label in present]
     return {name: np.flatnonzero(labels == label) for name, label in zip(known, present, strict=True)}
+
+
+def as_name(name: Any) -> str:
+    """The name of a class; torchvision's ImageNet has a tuple of words for each."""
+    return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
 
 
 def class_names(dataset: Any) -> Any:

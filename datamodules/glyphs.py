@@ -11,9 +11,8 @@ that looks like one of an earlier split is dropped from the later one.
 
 import functools
 import hashlib
-import os
+import secrets
 import sys
-import tempfile
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -114,15 +113,14 @@ def write_cache(file: Path, splits: dict[str, Classes]) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as target:
-            try:
-                arrays = {f"{split}-{name}": x for split, classes in splits.items() for name, x in classes.items()}
+        unfinished = file.with_name(f"{file.name}.tmp-{secrets.token_hex(8)}")
+        try:
+            arrays = {f"{split}-{name}": x for split, classes in splits.items() for name, x in classes.items()}
+            with unfinished.open("xb") as target:
                 np.savez(target, **arrays)
-                target.flush()
-                os.replace(target.name, file)
-            except BaseException:
-                os.unlink(target.name)
-                raise
+            unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except OSError:
         return
 

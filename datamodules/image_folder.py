@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,16 @@ import numpy as np
 from datamodules.base import SPLITS
 from datamodules.cached import CachedImages
 from datamodules.files.cache import Items, reading
-from datamodules.files.decoding import Item, decode, image_files
+from datamodules.files.decoding import EXTENSIONS, Item, decode, image_files
 from datamodules.files.splits import find_split_file, read_split
 from datamodules.files.storage import digest_some, facts, visible
 from datamodules.images import Classes
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.settings.paths import as_path
 
-# A folder of at least so many images goes through the decoded cache. Fewer are read in about a second.
+# Class folders of at least so many files go through the decoded cache. Fewer are read in about a second.
 CACHED_FROM = 2000
+VERSION = 2  # Raise when `_items` changes: the cache is keyed by it.
 
 EXPECTED = """Expected either
   ROOT/train/CLASS/*.png, ROOT/test/CLASS/*.png and, if you validate, ROOT/val/CLASS/*.png
@@ -84,12 +86,23 @@ class ImageFolder(CachedImages):
             except DataError as error:
                 yield str(error)
 
+    def passed_over(self) -> Iterator[str]:
+        folders = {path for classes in reading(self._folders).values() for path in classes.values()}
+        others = [other for path in folders for other in reading(_others, path) if other not in folders]
+        kinds = Counter(path.suffix.lower() or "without extension" for path in others if not path.is_dir())
+        if kinds:
+            listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            yield f"Files passed over in class folders: {listed}. Images are {', '.join(EXTENSIONS)}."
+        inner = sorted(str(path.relative_to(self.root)) for path in others if path.is_dir())
+        if inner:
+            yield f"Folders passed over in class folders: {len(inner)}, the first {inner[0]}."
+
     def made_from(self) -> list[Any]:
         classes = [(split, name, path) for split, own in self._folders().items() for name, path in sorted(own.items())]
         known = [[split, name, facts(path)] for split, name, path in classes]
         # Names, sizes and times agree between two variants of uncompressed images whose times were set.
         files = [path / file for (_, _, path), (_, _, found) in zip(classes, known, strict=True) for file, *_ in found]
-        return [known, digest_some(files)]
+        return [VERSION, known, digest_some(files)]
 
     @contextlib.contextmanager
     def opened(self, workspace: Path) -> Iterator[Callable[[str], Items]]:
@@ -136,7 +149,12 @@ class ImageFolder(CachedImages):
 
 
 def _items(folder: Path) -> list[Item]:
-    return [Item(file) for file in image_files(folder)]
+    return [Item(file, upright=True) for file in image_files(folder)]
+
+
+def _others(folder: Path) -> list[Path]:
+    """What a class folder holds besides images, hidden things apart."""
+    return [path for path in visible(folder) if path.suffix.lower() not in EXTENSIONS]
 
 
 def class_name(folder: Path) -> str:

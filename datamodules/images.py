@@ -64,7 +64,8 @@ class ImageDataModule(EpisodicDataModule):
         eval_ways, eval_shots, eval_queries: of a validation or test episode; None means as in training. More
             `eval_ways` than `ways` need a method without a head.
         vary_ways, vary_shots: `[least, most]`: each training step draws its ways and shots from there, the same for all
-            of its tasks (in the manner of Meta-Dataset, Triantafillou et al. 2020); None means `ways` and `shots`.
+            of its tasks (in the manner of Meta-Dataset, Triantafillou et al. 2020); None means `ways` and `shots`. The
+            most ways are `ways`; `shots` lie in the range, or `eval_shots` say what validation and test have.
         balanced: false: with `vary_shots`, each class of a training task has a number of shots of its own.
         rotate_train_classes: each training class turned by 90, 180 and 270 degrees counts as three more classes, the
             custom on Omniglot (Santoro et al. 2016).
@@ -112,10 +113,16 @@ class ImageDataModule(EpisodicDataModule):
                 check_at_least(minimum, value, f"data.{prefix}{name}")
         self.vary_ways = check_range(vary_ways, 2, "data.vary_ways")
         self.vary_shots = check_range(vary_shots, 1, "data.vary_shots")
-        if self.vary_ways is not None and self.vary_ways[1] > ways:
+        if self.vary_ways is not None and self.vary_ways[1] != ways:
             raise ConfigError(
-                f"data.vary_ways={list(self.vary_ways)} exceeds data.ways={ways}: the network has one output for each "
-                f"of data.ways. Set data.ways={self.vary_ways[1]}, and data.eval_ways to the ways of the test."
+                f"data.vary_ways={list(self.vary_ways)} must end at data.ways={ways}: the network has one output for "
+                f"each of data.ways, and all must be trained. Set data.ways={self.vary_ways[1]}, and data.eval_ways to "
+                "the ways of validation and test."
+            )
+        if self.vary_shots is not None and eval_shots is None and not self.vary_shots[0] <= shots <= self.vary_shots[1]:
+            raise ConfigError(
+                f"data.vary_shots={list(self.vary_shots)} leaves out data.shots={shots}, which validation and test "
+                "would have. Set data.eval_shots to the shots that they are to have."
             )
         if not balanced and self.vary_shots is None:
             raise ConfigError(
@@ -150,6 +157,10 @@ class ImageDataModule(EpisodicDataModule):
 
     def unreadable(self) -> Iterator[str]:
         """A line for each image that cannot be read; looked for when `class_splits` has failed on one."""
+        return iter(())
+
+    def passed_over(self) -> Iterator[str]:
+        """A line for each kind of thing that lies among the images and is not read."""
         return iter(())
 
     # ---- written once ----------------------------------------------------------------------------------------------
@@ -222,12 +233,18 @@ class ImageDataModule(EpisodicDataModule):
             self.prepare_data()
             splits = self._read_splits()
         except DataError as error:
+            survey = Survey()
             try:
-                findings = list(self.unreadable())
-            except DataError:  # What keeps the images from being looked through is what was met first.
-                findings = []
-            return Survey(findings=findings or [str(error)])
+                for finding in self.unreadable():
+                    survey.findings.append(finding)
+                survey.notes += self.passed_over()
+            except DataError as other:
+                if survey.findings:  # Else it is what was met first.
+                    survey.findings.append(str(other))
+            survey.findings = list(dict.fromkeys(survey.findings)) or [str(error)]
+            return survey
         survey = survey_images(splits, self.trains, self.allow_shared_images)
+        survey.notes += self.passed_over()
         survey.findings += [reason for split, classes in splits.items() for reason in self.lacking(split, classes)]
         return survey
 
@@ -274,7 +291,7 @@ class ImageDataModule(EpisodicDataModule):
     def draw_batch(self, split: str, keys: Sequence[Key]) -> Episode:
         (epoch, *others), indices = {epoch for epoch, _ in keys}, [index for _, index in keys]
         if others or (split == "train" and len({self.task_shape(split, epoch, index) for index in indices}) > 1):
-            return super().draw_batch(split, keys)  # Of several shapes, perhaps.
+            raise ValueError(f"A batch is of one epoch and, in training, of one step; but the keys are {list(keys)}.")
         shape, support_x, query_x = self.draw_numbers(split, epoch, indices)
         moves = colours = None
         images = support_x.shape[1] + query_x.shape[1]
@@ -337,14 +354,12 @@ class ImageDataModule(EpisodicDataModule):
         asked = f"{prefix}shots={shots}"
         if split == "train" and self.vary_shots is not None:
             shots, asked = self.vary_shots[1], f"data.vary_shots={list(self.vary_shots)}"
-        if split == "train" and self.vary_ways is not None:
-            ways = self.vary_ways[1]
         count = len(classes) * (4 if self._rotates(split) else 1)
         if ways > count:
-            yield (
-                f"{prefix}ways={ways} classes are asked of an episode, but the {split} split has {count}. "
-                f"Lower {prefix}ways to at most {count}."
-            )
+            lower = f"Lower {prefix}ways to at most {count}."
+            if split == "train" and self.vary_ways is not None:
+                lower = f"Lower the second of data.vary_ways to at most {count}, and data.ways with it."
+            yield f"{prefix}ways={ways} classes are asked of an episode, but the {split} split has {count}. {lower}"
         for name in sorted(classes, key=lambda name: (len(classes[name]), name)):
             if shots + queries > len(classes[name]):
                 yield (

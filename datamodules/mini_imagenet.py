@@ -70,7 +70,7 @@ or
         try:
             with file.open(newline="", encoding="utf-8-sig") as lines:
                 rows = list(csv.DictReader(lines))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
         if not rows or not {"filename", "label"} <= rows[0].keys():
             raise DataError(f'{file} must be a CSV file with the header "filename,label" and rows.')

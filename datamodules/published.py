@@ -11,7 +11,7 @@ from datamodules.files.archives import unpack
 from datamodules.files.cache import Items, reading
 from datamodules.files.download import digest, download
 from datamodules.files.splits import ClassSplit, find_split_file, read_split
-from datamodules.files.storage import data_folder, facts
+from datamodules.files.storage import data_folder, facts, visible
 from lightning_ntk.errors import ConfigError, DataError
 
 
@@ -85,7 +85,8 @@ class PublishedImages(CachedImages):
     def items(self, split: str, paths: dict[str, Path]) -> Items:
         """The images of the classes that `self.split` names for a split; `paths` says where each part lies.
 
-        Raises `DataError` for a class that there is none of; `self.split.check_known` helps.
+        Raises `DataError` for a class that there is none of; `self.split.check_known` helps. A `FileNotFoundError`
+        becomes one that shows what is expected.
         """
         raise NotImplementedError
 
@@ -116,7 +117,12 @@ class PublishedImages(CachedImages):
         def open_split(split: str) -> Items:
             if not self.split.classes.get(split):
                 return {}
-            items = self.items(split, paths)
+            try:
+                items = self.items(split, paths)
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{error.filename} is missing, which {self.name} needs. {self.source}. Expected:\n{self.tree}"
+                ) from error
             self.split.check_images(split, sum(map(len, items.values())), self.root)
             return items
 
@@ -132,12 +138,14 @@ class PublishedImages(CachedImages):
         Raises:
             DataError: it is not there; the message shows what is expected and where to get it.
         """
-        if self.root.name == part.path and self.root.is_dir():
-            return self.root
         for candidate in filter(None, (part.path, part.archive)):
             if (self.root / candidate).exists():
                 return self.root / candidate
         target = self.root / part.file
+        # The root may be the part itself; not where it is empty or holds the beginning of a download alone.
+        may_be = self.root.name == part.path and self.root.is_dir()
+        if may_be and any(path.name != f"{part.file}.part" for path in visible(self.root)):
+            return self.root
         if part.urls and self.download:
             download(part.urls, target, part.checksum)
             return target
@@ -150,7 +158,7 @@ class PublishedImages(CachedImages):
     def _unpacked(self, part: Part, workspace: Path) -> Path:
         """Where a part lies as files; an archive is unpacked into the workspace."""
         found = self.locate(part)
-        if part.path in (found.name, "."):
+        if found.name == part.path:
             return found
         if not (workspace / part.archive).exists():  # Several parts may share an archive.
             self._check(found, part)

@@ -15,14 +15,15 @@ from lightning_ntk.errors import ConfigError, DataError
 FOLDER = "tiered-imagenet"
 ARCHIVE = f"{FOLDER}.tar"
 CHECKSUM = "md5:e07e811b9f29362d159a9edd0d838c62"
+WORDNET_ID = re.compile(r"n\d{8}")
 
 
 class TieredImageNet(PublishedImages):
     """A class is a WordNet id where the release's synsets.txt and class_names.txt lie beside, else its words.
 
-    The pickles are the split, one pair for each of train, val and test. What they hold is compared with
-    conf/splits/tiered_imagenet.csv: class by class where the ids are known, else by numbers of classes, and by numbers
-    of images. Decoding a split takes about as much memory as its pickle.
+    Words that stand for two ids there ("crane") stay words, too. The pickles are the split, one pair for each of train,
+    val and test. What they hold is compared with conf/splits/tiered_imagenet.csv: by numbers of classes and of images,
+    and class by class where the ids are known. Decoding a split takes about as much memory as its pickle.
 
     Args:
         image_size: the images have 84 x 84 pixels.
@@ -58,8 +59,10 @@ class TieredImageNet(PublishedImages):
         file = paths[FOLDER] / f"{split}_labels.pkl"
         names, labels = self._labels(file)
         ids = read_ids(paths[FOLDER])
-        names = [ids.get(name, name) for name in names]
-        self._check_classes(split, names, file)
+        self._check_classes(split, [ids.get(name, [name]) for name in names], file)
+        # Two classes of ImageNet may have one name ("crane").
+        names = [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names)]
+        names = [ids[name][0] if len(ids.get(name, [])) == 1 else name for name in names]
         images_file = paths[FOLDER] / f"{split}_images_png.pkl"
         images = load_pickle(images_file)
         if len(images) != len(labels):
@@ -84,21 +87,24 @@ class TieredImageNet(PublishedImages):
             ) from error
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(f"label_specific of {file} must be the number of each image's class.")
-        # Two classes of ImageNet may have one name ("crane").
-        return [f"{name} ({n})" if names.count(name) > 1 else name for n, name in enumerate(names)], labels
+        return names, labels
 
-    def _check_classes(self, split: str, names: list[str], file: Path) -> None:
+    def _check_classes(self, split: str, candidates: list[list[str]], file: Path) -> None:
+        """Raise `DataError` unless the classes are those of the split, as far as the ids that each may have say."""
         expected = self.split.classes[split]
-        by_id = all(re.fullmatch(r"n\d{8}", name) for name in names)
-        if len(names) != len(expected) or (by_id and set(names) != set(expected)):
+        # Of several ids of one word, those that the split names.
+        known = [set(own) & set(expected) or set(own) for own in candidates if WORDNET_ID.fullmatch(own[0])]
+        certain = [min(own) for own in known if len(own) == 1]
+        foreign = any(own.isdisjoint(expected) for own in known) or len(set(certain)) < len(certain)
+        if len(candidates) != len(expected) or foreign:
             raise DataError(
-                f"{file} has {len(names)} classes that are not the {len(expected)} {split} classes of "
+                f"{file} has {len(candidates)} classes that are not the {len(expected)} {split} classes of "
                 f"{self.split.file}: it is not the original release, or not of this split."
             )
 
 
-def read_ids(folder: Path) -> dict[str, str]:
-    """WordNet id of each class by its words, from the two lists of the release; empty without them."""
+def read_ids(folder: Path) -> dict[str, list[str]]:
+    """The WordNet ids of each class's words, from the two lists of the release; empty without them."""
     try:
         words, ids = (
             (folder / name).read_text(encoding="utf-8").splitlines() for name in ("class_names.txt", "synsets.txt")
@@ -107,4 +113,7 @@ def read_ids(folder: Path) -> dict[str, str]:
         return {}
     except UnicodeDecodeError as error:
         raise DataError(f"class_names.txt or synsets.txt of {folder} cannot be read: {error}") from error
-    return {word.strip(): name.strip() for word, name in zip(words, ids, strict=False) if words.count(word) == 1}
+    found: dict[str, list[str]] = {}
+    for word, name in zip(words, ids, strict=False):
+        found.setdefault(word.strip(), []).append(name.strip())
+    return found

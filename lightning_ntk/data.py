@@ -71,7 +71,7 @@ def survey(config: DictConfig, folder: Path) -> None:
     show(found.rows)
     show_lines(found.findings)
     if found.notes:
-        sys.stdout.write("By data.allow_shared_images=true not wrong:\n")
+        sys.stdout.write("Not wrong, but to be known:\n")
         show_lines(found.notes)
     content = {"data": config.choices.data, "splits": found.rows, "findings": found.findings, "notes": found.notes}
     try:

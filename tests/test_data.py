@@ -99,8 +99,17 @@ def test_images_that_splits_share_are_found_and_the_picture_is_drawn(images, cap
     assert output.err == "lightning-ntk: 1 thing is wrong with data=image_folder, listed above.\n"
     assert Path("seen/episodes.png").exists()
     allowed, output = survey(capsys, *FOLDER, "data.allow_shared_images=true")
-    assert (allowed["findings"], allowed["notes"]) == ([], content["findings"])
-    assert f"By data.allow_shared_images=true not wrong:\n{content['findings'][0]}\n" in output.out
+    note = f"{content['findings'][0]} data.allow_shared_images=true allows it."
+    assert (allowed["findings"], allowed["notes"]) == ([], [note])
+    assert f"Not wrong, but to be known:\n{note}\n" in output.out
+
+
+def test_files_that_are_passed_over_are_told_of(images, capsys):
+    for name in ("a.heic", "b.heic", "c.txt"):
+        (images / "val" / "val_1" / name).touch()
+    content, output = survey(capsys, *FOLDER)
+    assert content["notes"][0].startswith("Files passed over in class folders: 2 .heic, 1 .txt. ")
+    assert "Not wrong, but to be known:\nFiles passed over" in output.out
 
 
 def test_classes_too_small_for_the_task_have_a_line_each(images, capsys):

@@ -46,7 +46,11 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shar
             survey.rows.append(_row(split, classes))
     if len(survey.rows) == len(splits):
         survey.findings += shared_classes(splits)
-        (survey.notes if allow_shared_images else survey.findings).extend(map(str, shared_images(splits)))
+        shared = map(str, shared_images(splits))
+        if allow_shared_images:
+            survey.notes += (f"{line} data.allow_shared_images=true allows it." for line in shared)
+        else:
+            survey.findings += shared
     shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
     if len(shapes) > 1:
         survey.findings.append(f"The splits have images of different shapes: {', '.join(map(str, sorted(shapes)))}.")

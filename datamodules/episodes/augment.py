@@ -9,6 +9,8 @@ from datamodules.episodes.image_store import rearrange
 from lightning_ntk.errors import ConfigError, nearest_name
 
 CHOICES = ("none", "flip", "crop_flip")
+# Numbers of their streams of random numbers: 0 to 2 are the splits' episodes, 3 is the training steps' shapes.
+MOVES, COLOURS = 7, 6
 # Images are padded by this part of their side before a crop of the old size is taken: 8 pixels of 84, 3 of 32.
 PADDING = 0.1
 # Shares of red, green and blue in a pixel's grey (ITU-R BT.601), rounded as in torchvision.
@@ -33,7 +35,7 @@ def draw_moves(augment: str, seed: int, epoch: int, indices: np.ndarray, images:
 
     A pure function of its arguments; the key differs from those that draw the episodes.
     """
-    keys = keys_of(key_of(seed, len("augment"), epoch), indices)
+    keys = keys_of(key_of(seed, MOVES, epoch), indices)
     words = random_words(keys, steps(np.arange(3 * images))).reshape(len(keys), images, 3)
     height, width = (int(PADDING * side) if augment == "crop_flip" else 0 for side in size)
     limits = np.array([2, 2 * height + 1, 2 * width + 1], dtype=np.uint64)
@@ -57,7 +59,7 @@ def draw_colours(jitter: float, seed: int, epoch: int, indices: np.ndarray, imag
 
     Each is uniform from 1 - jitter to 1 + jitter, a pure function of the arguments, with keys of its own.
     """
-    keys = keys_of(key_of(seed, len("jitter"), epoch), indices)
+    keys = keys_of(key_of(seed, COLOURS, epoch), indices)
     words = random_words(keys, steps(np.arange(3 * images))).reshape(len(keys), images, 3)
     return torch.from_numpy((1 + jitter * (2 * (words / 2**32) - 1)).astype(np.float32))
 

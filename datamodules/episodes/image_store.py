@@ -2,7 +2,6 @@
 
 import hashlib
 import mmap
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.files.storage import locked, remove_leftovers, scratch
+from datamodules.files.storage import locked, replacing
 from lightning_ntk.errors import DataError
 
 # Bytes of images from which on ranks share a copy in a file.
@@ -66,21 +65,19 @@ class ImageStore:
         images = self.images.numpy()
         file = folder / f"images-{hashlib.sha256(images).hexdigest()[:20]}" / "images.npy"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / f"{file.parent.name}.lock"):
-                try:
-                    held = map_array(file)
-                except (FileNotFoundError, ValueError, EOFError):  # Not there yet, or cut short.
-                    shutil.rmtree(file.parent, ignore_errors=True)
-                    remove_leftovers(folder, file.parent.name)
-                    with scratch(folder, file.parent.name) as unfinished:
-                        np.save(unfinished / file.name, images)
-                        unfinished.rename(file.parent)
-                    held = map_array(file)
-        except OSError as error:
+            held = _mapped(file)
+            if held is None:
+                folder.mkdir(parents=True, exist_ok=True)
+                with locked(folder / f"{file.parent.name}.lock") as alone:
+                    held = _mapped(file)  # Another process may have written it meanwhile.
+                    if held is None:
+                        with replacing(file.parent, alone) as unfinished:
+                            np.save(unfinished / file.name, images)
+                        held = map_array(file)
+        except (OSError, ValueError, EOFError) as error:
             warnings.warn(
-                f"{folder} cannot be written: {error.strerror or error}. Each process holds the images for itself. "
-                "Make room there, or set LIGHTNING_NTK_CACHE to another folder.",
+                f"{folder} cannot be used: {getattr(error, 'strerror', None) or error}. Each process holds the images "
+                "for itself. Make room there, or set LIGHTNING_NTK_CACHE to another folder.",
                 stacklevel=2,
             )
             return
@@ -103,6 +100,14 @@ def map_array(file: Path) -> np.memmap:
         return np.load(file, mmap_mode="c", allow_pickle=False)
     except OSError:  # A system that reserves memory for all that could be written may not have so much.
         return np.load(file, mmap_mode="r", allow_pickle=False)
+
+
+def _mapped(file: Path) -> np.memmap | None:
+    """The array of a .npy file; None where it is not there, or was cut short."""
+    try:
+        return map_array(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError, EOFError):
+        return None
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

@@ -31,7 +31,10 @@ def as_pil(image: Any) -> Image.Image:
         is_grey = image.mode in ("1", "L", "LA", "La")
         return opaque(image).convert("L" if is_grey else "RGB")
     if isinstance(image, torch.Tensor):
-        pixels = image.detach().cpu().numpy()
+        try:
+            pixels = image.detach().cpu().numpy()
+        except TypeError as error:
+            raise ValueError(f"it is a tensor that numpy has no equal of ({error}): give it as float32") from error
         first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
     elif isinstance(image, np.ndarray):
         pixels = image

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules.episodes.image_store import map_array
 from datamodules.files.decoding import Format, Item, decode
-from datamodules.files.storage import check_space, locked, remove_leftovers, scratch, writing
+from datamodules.files.storage import check_space, locked, replacing, scratch, writing
 from lightning_ntk.errors import DataError
 
 VERSION = 2  # Raise when the decoding or the layout changes: caches are keyed by it.
@@ -78,7 +77,11 @@ def cache_key(*made_from: Any) -> str:
 
 
 def read_cache(folder: Path) -> dict[str, PackedClasses] | None:
-    """The cached splits, or None when there is no such cache, or it is damaged."""
+    """The cached splits, or None when there is no such cache, or it is damaged.
+
+    Raises:
+        DataError: the system does not let it be read.
+    """
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if not isinstance(index, dict) or not index:
@@ -87,8 +90,13 @@ def read_cache(folder: Path) -> dict[str, PackedClasses] | None:
             split: PackedClasses(folder / f"{split}.npy", entry["digest"], [tuple(c) for c in entry["classes"]])
             for split, entry in index.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):
         return None
+    except OSError as error:
+        raise DataError(
+            f"The cache {folder} cannot be read: {error.strerror or error}. Permit reading it, or set data.cache_dir "
+            "to another folder."
+        ) from error
 
 
 def load_or_build(folder: Path, form: Format, splits: Sequence[str], opened: Opened) -> dict[str, PackedClasses]:
@@ -109,20 +117,21 @@ def load_or_build(folder: Path, form: Format, splits: Sequence[str], opened: Ope
         return found
     with writing(folder.parent, "data.cache_dir"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f"{folder.name}.lock")):
+        with locked(folder.with_name(f"{folder.name}.lock")) as alone:
             found = read_cache(folder)  # Another process may have made it meanwhile.
             if found is None:
-                build(folder, form, splits, opened)
+                build(folder, form, splits, opened, alone)
                 found = read_cache(folder)
     if found is None:
-        raise DataError(f"The cache {folder} cannot be read back. Set data.cache_dir to a folder on another disk.")
+        raise DataError(
+            f"The cache {folder} cannot be read back. Remove it, or set data.cache_dir to a folder on another disk."
+        )
     return found
 
 
-def build(folder: Path, form: Format, splits: Sequence[str], opened: Opened) -> None:
-    """Decode all splits into a folder beside, and move it into place; the caller holds the lock."""
-    remove_leftovers(folder.parent, folder.name)
-    with scratch(folder.parent, folder.name) as unfinished, scratch(folder.parent, folder.name) as workspace:
+def build(folder: Path, form: Format, splits: Sequence[str], opened: Opened, alone: bool) -> None:
+    """Decode all splits into a folder beside, and move it into place; `alone`: the caller holds the lock."""
+    with replacing(folder, alone) as unfinished, scratch(folder.parent, folder.name) as workspace:
         index = {}
         with contextlib.ExitStack() as stack:
             open_split = reading(stack.enter_context, opened(workspace))
@@ -132,8 +141,6 @@ def build(folder: Path, form: Format, splits: Sequence[str], opened: Opened) -> 
                     check_space(unfinished, sum(map(len, items.values())) * int(np.prod(form.shape)), "data.cache_dir")
                     index[split] = write_split(unfinished / f"{split}.npy", items, form)
         (unfinished / INDEX).write_text(json.dumps(index), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # A damaged one.
-        unfinished.rename(folder)
 
 
 def reading(function: Callable, *arguments: Any) -> Any:
@@ -153,7 +160,7 @@ def write_split(file: Path, items: Items, form: Format) -> dict[str, Any]:
     every = [item for name in names for item in items[name]]
     whole = hashlib.sha256()
     classes = []
-    with file.open("wb") as target, ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar() as progress:
+    with file.open("wb") as target, ThreadPoolExecutor(cores()) as pool, progress_bar() as progress:
         shape = (len(every), *form.shape)
         np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
         task = progress.add_task(f"Decoding {file.stem}", total=len(every))
@@ -169,6 +176,11 @@ def write_split(file: Path, items: Items, form: Format) -> dict[str, Any]:
                 progress.advance(task, len(chunk))
             classes.append((name, len(items[name]), own.hexdigest()))
     return {"digest": whole.hexdigest(), "classes": classes}
+
+
+def cores() -> int:
+    """The cores that this process may use: a batch system gives it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def progress_bar() -> Progress:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from datamodules.files.storage import visible
 from lightning_ntk.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+NETPBM = (".ppm", ".pgm", ".pbm", ".pnm")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", *NETPBM)
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Item:
         source: a file; the bytes of a file; or pixels, uint8 `[height, width]` or `[height, width, 3]`.
         name: what errors call it, where the source is no file.
         box: what to crop to before resizing: left, top, right, bottom in pixels.
+        upright: turn it as its EXIF orientation says, which cameras note instead of turning the pixels.
     """
 
     source: Path | bytes | memoryview | np.ndarray
     name: str = ""
     box: tuple[float, float, float, float] | None = None
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def decode(item: Item, form: Format) -> np.ndarray:
     """One image as uint8 `[channels, size, size]`: whatever its size and mode; the aspect ratio is not kept.
 
     Raises:
-        DataError: it cannot be read, or has more than 8 bits a channel.
+        DataError: it cannot be read, or is grey of more than 8 bits.
     """
     try:
         if isinstance(item.source, np.ndarray):
@@ -61,6 +65,8 @@ def to_pixels(image: Image.Image, item: Item, form: Format) -> np.ndarray:
     """Crop, convert and resize one image."""
     if image.mode.startswith(("I", "F")):  # Pillow would clip it to white.
         raise ValueError(f"it has more than 8 bits a channel, mode {image.mode}; 8 are expected")
+    if item.upright:
+        image = turned_upright(image)
     converted = opaque(image).convert("RGB" if form.channels == 3 else "L")  # A palette goes through RGB.
     if item.box is not None:
         converted = converted.crop(item.box)
@@ -69,6 +75,15 @@ def to_pixels(image: Image.Image, item: Item, form: Format) -> np.ndarray:
     pixels = np.asarray(converted)
     pixels = pixels[None] if form.channels == 1 else pixels.transpose(2, 0, 1)
     return 255 - pixels if form.invert else pixels
+
+
+def turned_upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it is, where it has none or its EXIF is damaged."""
+    image.load()  # Damaged pixels are an error.
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Damaged EXIF can raise anything.
+        return image
 
 
 def opaque(image: Image.Image) -> Image.Image:
@@ -85,7 +100,10 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")]
+    files = [path for path in visible(folder) if path.suffix.lower() in EXTENSIONS]
     if not files:
-        raise DataError(f"Class folder {folder} holds no images ({', '.join(EXTENSIONS)}). Remove it or fill it.")
+        inner = sorted(path.name for path in visible(folder) if path.is_dir())
+        found = f" but folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''})" if inner else ""
+        way = "Put its images into it directly, not into folders below" if inner else "Remove it or fill it"
+        raise DataError(f"Class folder {folder} holds no images ({', '.join(EXTENSIONS)}){found}. {way}.")
     return sorted(files)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.files.storage import in_units
 from lightning_ntk.errors import DataError
 
 
@@ -52,11 +53,20 @@ def load_pickle(file: Path) -> Any:
     """The content of a pickle, of Python 2 or 3; text of Python 2 is read as latin-1, as arrays in it need.
 
     Raises:
-        DataError: it is damaged, or asks for anything but arrays and plain values; nothing of it has then been run.
+        DataError: it is damaged, asks for anything but arrays and plain values (nothing of it has then been run), or
+            does not fit into memory.
+        OSError: the file is not there, or may not be read.
     """
     try:
         with file.open("rb") as stream:
             return _Unpickler(stream, encoding="latin1").load()
+    except OSError:  # The file's: what is admitted opens none.
+        raise
+    except MemoryError as error:
+        raise DataError(
+            f"Pickle {file} of {in_units(file.stat().st_size)} does not fit into memory. Make room there; if it is "
+            "damaged, get it again."
+        ) from error
     except Exception as error:  # A damaged pickle can raise anything.
         raise DataError(
             f"Pickle {file} cannot be read ({str(error) or type(error).__name__}). Only arrays and plain values are "

@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,20 +67,29 @@ def in_units(size: float) -> str:
 
 
 @contextlib.contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a file's lock: another process that asks for it waits. The lock goes when its process goes, however."""
+def locked(file: Path) -> Iterator[bool]:
+    """Hold a file's lock: another process that asks for it waits. The lock goes when its process goes, however.
+
+    Gives whether it is held: on Windows and on a file system without locks nobody waits, and others may be at work.
+    """
     with file.open("a") as handle:
-        if fcntl is not None:
-            # A file system without locks: as on Windows.
-            with contextlib.suppress(OSError):
+        held = fcntl is not None
+        if held:
+            try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+            except OSError:
+                held = False
+        yield held
 
 
 @contextlib.contextmanager
 def scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder beside its final place, removed at the end with whatever has not been moved out of it."""
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{name}.tmp-"))
+    """A new folder beside its final place, removed at the end with whatever has not been moved out of it.
+
+    Its permissions are the usual ones, for it may become a folder of a cache that several people share.
+    """
+    folder = parent / f"{name}.tmp-{secrets.token_hex(8)}"
+    folder.mkdir()
     try:
         yield folder
     finally:
@@ -91,6 +100,27 @@ def remove_leftovers(parent: Path, name: str) -> None:
     """Remove the scratch folders that killed processes left; only while holding the lock of `name`."""
     for folder in parent.glob(f"{name}.tmp-*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, alone: bool) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` at the end, where there is no error.
+
+    Args:
+        alone: the lock of `folder` is held: what killed processes left is removed first, and an old folder at the end.
+            Otherwise other processes may be at work, and a folder that stands there at the end stays: it is theirs.
+    """
+    if alone:
+        remove_leftovers(folder.parent, folder.name)
+    with scratch(folder.parent, folder.name) as unfinished:
+        yield unfinished
+        if alone:
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if alone or not folder.is_dir():
+                raise
 
 
 def visible(folder: Path) -> Iterator[Path]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny_data
 
-from datamodules import cifar
+from datamodules import cifar, published
 from datamodules.cifar import FC100, FOLDER, CifarFS
+from datamodules.files.pickles import load_pickle
 from lightning_ntk.errors import DataError
 
 NAMES = ["apple", "aquarium_fish", "maple_tree", "lawn_mower", "whale"]
@@ -88,6 +89,49 @@ def test_other_content_is_named(tmp_path, changes, message):
     write(tmp_path / "data", **changes)
     with pytest.raises(DataError, match=message):
         make(tmp_path).class_splits()
+
+
+@pytest.mark.parametrize("inside", ["the archive", "the folder", "the files", "a download", "a resumed download"])
+def test_a_root_named_like_the_part_is_the_part_or_holds_it(tmp_path, monkeypatch, inside):
+    monkeypatch.setattr(cifar, "CHECKSUM", "")
+    root = tmp_path / FOLDER
+    write(tmp_path if inside == "the files" else tmp_path / "made")
+    root.mkdir(exist_ok=True)
+    if inside == "the archive":
+        tiny_data.tarred(tmp_path / "made" / FOLDER, root / cifar.ARCHIVE)
+    elif inside == "the folder":
+        (tmp_path / "made" / FOLDER).rename(root / FOLDER)
+    elif inside == "a resumed download":
+        (root / f"{cifar.ARCHIVE}.part").touch()
+
+    def fetch(urls, target, checksum):
+        assert target == root / cifar.ARCHIVE
+        tiny_data.tarred(tmp_path / "made" / FOLDER, target)
+
+    monkeypatch.setattr(published, "download", fetch)
+    splits = make(tmp_path, root=str(root), download="download" in inside).class_splits()
+    assert {name: len(images) for name, images in splits["train"].items()} == {"apple": 3, "whale": 3}
+
+
+@pytest.mark.parametrize("place", ["cifar_100", "cifar_fs", "fc100"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_both_take_one_default_folder_and_find_their_old_ones(tmp_path, monkeypatch, place, packed):
+    monkeypatch.setenv("LIGHTNING_NTK_DATA", str(tmp_path))
+    assert {kind().root for kind in (CifarFS, FC100)} == {tmp_path / "cifar_100"}
+    write(tmp_path / place)
+    if packed:
+        tiny_data.tarred(tmp_path / place / FOLDER, tmp_path / place / cifar.ARCHIVE)
+    (tmp_path / "cifar_100").mkdir(exist_ok=True)  # Empty: it does not hide what lies elsewhere.
+    assert {kind().root for kind in (CifarFS, FC100)} == {tmp_path / place}
+    assert CifarFS(root="x").root.name == "x"
+
+
+def test_each_file_is_unpickled_once_a_split(tmp_path, monkeypatch):
+    write(tmp_path / "data")
+    loaded = []
+    monkeypatch.setattr(cifar, "load_pickle", lambda file: loaded.append(file.name) or load_pickle(file))
+    make(tmp_path).class_splits()
+    assert sorted(loaded) == sorted(3 * ["meta", "train", "test"])
 
 
 def test_missing_entries_files_and_malicious_ones_are_named(tmp_path):

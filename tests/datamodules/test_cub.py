@@ -89,7 +89,12 @@ def test_the_archive_gives_the_same(root, monkeypatch):
         ),
         ("bounding_boxes.txt", "1 0 0 5 5\n", r"bounding_boxes\.txt has no box of four numbers for image 2"),
         ("bounding_boxes.txt", "1 0 0 5 five\n", r"bounding_boxes\.txt has no box of four numbers for image 1"),
-        ("bounding_boxes.txt", None, r"bounding_boxes\.txt cannot be read"),
+        (
+            "bounding_boxes.txt",
+            None,
+            r"bounding_boxes\.txt is missing, which cub needs\. Fetch (.|\n)*ROOT/CUB_200_2011",
+        ),
+        ("images.txt", None, r"images\.txt is missing, which cub needs\. Fetch (.|\n)*ROOT/CUB_200_2011"),
     ],
 )
 def test_bad_tables_are_named(root, file, text, message):

@@ -97,6 +97,7 @@ def test_a_shape_that_can_be_read_both_ways_is_read_as_its_kind_has_it():
         (np.zeros((0, 10), np.uint8), r"its shape \(0, 10\)"),
         (np.full((10, 10), np.nan), "its values go from nan"),
         (Image.fromarray(np.zeros((4, 4), np.uint16)), "more than 8 bits"),
+        (torch.zeros(3, 10, 10, dtype=torch.bfloat16), "numpy has no equal of .*BFloat16.*float32"),
         ("cat.png", "it is str; expected a PIL image"),
         ({"label": 3}, "it is a dict without image"),
     ],
@@ -155,6 +156,7 @@ class Bare:
         (Bare(labels=np.array(LABELS, dtype=np.uint8)), None),
         (Bare(_labels=tuple(LABELS)), None),
         (Bare(samples=[(f"{k}.png", label) for k, label in enumerate(LABELS)]), None),
+        (Bare(_samples=[(f"{k}.png", label) for k, label in enumerate(LABELS)]), None),
         (Bare(targets=np.array(LABELS)[:, None]), None),
         (Bare(kinds=LABELS, targets=["a"] * 6), "kinds"),
         (TensorDataset(torch.zeros(6, 3, 8, 8), torch.tensor(LABELS)), None),
@@ -185,6 +187,12 @@ def test_labels_that_are_not_there_or_no_numbers_are_named(dataset, attribute, m
         read_labels(dataset, attribute)
 
 
+@pytest.mark.parametrize("dataset", [Subset(Labelled(), []), Subset(Subset(Labelled(), [1]), [])])
+def test_a_dataset_without_items_is_named(dataset):
+    with pytest.raises(ConfigError, match=r"data\.dataset=Subset must have items to draw from, but is empty"):
+        make(dataset)
+
+
 def test_as_many_labels_as_items_are_needed():
     with pytest.raises(ConfigError, match=r"Labelled has 48 items but 3 labels.*data\.labels"):
         make(Labelled(labels=[0, 1, 2]))
@@ -194,6 +202,8 @@ def test_classes_have_the_names_of_the_dataset():
     dataset = Labelled()
     dataset.classes = [f"kind {k}" for k in range(8)]
     assert all(name.startswith("kind ") for name in make(Subset(dataset, range(48))).class_sizes("train"))
+    dataset.classes = [("kind", str(k)) for k in range(8)]
+    assert all(name.startswith("kind, ") for name in make(dataset).class_sizes("train"))
     dataset.classes = ["the same"] * 8
     assert set(make(dataset).class_sizes("train")) < {str(k) for k in range(8)}
 

@@ -1,5 +1,6 @@
 """The rendered letters: splits by script, no look-alikes across splits, a cache that survives damage."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -62,7 +63,12 @@ def test_the_cache_is_written_read_and_repaired(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(glyphs, "render_splits", lambda: calls.append(1) or small)
     module = Glyphs(cache_dir=str(tmp_path / "new"))
-    module.prepare_data()
+    before = os.umask(0o027)
+    try:
+        module.prepare_data()
+    finally:
+        os.umask(before)
+    assert module.cache_file.stat().st_mode & 0o777 == 0o640, "others may share the folder"
     assert len(calls) == 1
     assert np.array_equal(module.class_splits()["train"]["U+0041"], small["train"]["U+0041"])
     module.prepare_data()

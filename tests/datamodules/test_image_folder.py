@@ -1,13 +1,14 @@
 """Folders of images: both layouts, every image mode, and each kind of bad input."""
 
 import csv
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from datamodules import image_folder
 from datamodules.files.any_image import as_pil
@@ -173,6 +174,74 @@ def test_an_empty_class_is_named(folders):
     (folders / "test" / "nothing").mkdir()
     with pytest.raises(DataError, match="nothing holds no images"):
         make(folders)
+
+
+def test_a_class_that_holds_folders_alone_is_told_so(folders):
+    write_classes(folders / "test" / "birds", ["crane", "finch"])
+    with pytest.raises(
+        DataError, match=r"birds holds no images .* but folders \(crane, finch\)\. Put its images into it"
+    ):
+        make(folders)
+
+
+@pytest.mark.parametrize(
+    ("extension", "kind", "mode"),
+    [(".jfif", "JPEG", "RGB"), (".pnm", "PPM", "RGB"), (".pbm", "PPM", "1"), (".JPEG", "JPEG", "RGB")],
+)
+def test_images_of_rarer_extensions_are_read(folders, extension, kind, mode):
+    for file in (folders / "test").rglob("*.png"):
+        Image.open(file).convert(mode).save(file.with_suffix(extension), kind)
+        file.unlink()
+    assert make(folders).class_sizes("test") == {f"test_{k}": 4 for k in range(3)}
+
+
+def test_what_is_passed_over_is_counted(folders, tmp_path):
+    def notes(**settings):
+        return ImageFolder(root=str(folders), ways=2, queries=2, **settings).survey().notes
+
+    assert notes() == []
+    for file in ("train/train_0/a.HEIC", "test/test_1/b.heic", "test/test_1/notes.txt", "val/val_1/LICENSE"):
+        (folders / file).touch()
+    (folders / "test" / "test_1" / ".DS_Store").touch()
+    write_classes(folders / "train" / "train_1", ["more", "most"])
+    files, inner = notes()
+    assert files.startswith(
+        "Files passed over in class folders: 2 .heic, 1 .txt, 1 without extension. Images are .png,"
+    )
+    assert inner == "Folders passed over in class folders: 2, the first train/train_1/more."
+    (folders / "test" / "test_2" / "0.png").write_bytes(b"")
+    assert notes() == [files, inner], "though an image cannot be read"
+    lines = ["train,train/train_1", "train,train/train_1/more", "test,train/train_1/most"]
+    (tmp_path / "split.csv").write_text("\n".join(["split,class", *lines]))
+    assert notes(split_file=str(tmp_path / "split.csv")) == [], "they are classes"
+
+
+def oriented(orientation):
+    """The bytes of a photograph whose camera noted how it was held."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    target = io.BytesIO()
+    Image.fromarray(UPRIGHT).save(target, "JPEG", quality=95, exif=exif)
+    return target.getvalue()
+
+
+UPRIGHT = np.zeros((16, 16, 3), dtype=np.uint8)
+UPRIGHT[:8, :8], UPRIGHT[:8, 8:], UPRIGHT[8:, :8] = 250, 170, 90
+
+
+@pytest.mark.parametrize("cached_from", [1, 1000])
+def test_photographs_are_turned_as_their_camera_noted(folders, tmp_path, monkeypatch, cached_from):
+    monkeypatch.setattr(image_folder, "CACHED_FROM", cached_from)
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}
+    (folders / "test" / "photographs").mkdir()
+    for orientation in turns:
+        (folders / "test" / "photographs" / f"{orientation}.jpg").write_bytes(oriented(orientation))
+    Image.fromarray(UPRIGHT).save(folders / "test" / "photographs" / "damaged.png", exif=b"no EXIF at all")
+    data = make(folders, image_size=16, cache_dir=str(tmp_path / "cache"))
+    images = np.asarray(data.class_splits()["test"]["photographs"], dtype=int)
+    for image, turn in zip(images, (*turns.values(), 0), strict=True):
+        assert abs(image.transpose(1, 2, 0) - np.rot90(UPRIGHT, turn).astype(int)).max() < 20
+    assert np.array_equal(decode(Item(oriented(6)), Format(16, 3)), images[0]), "published sets are read as they lie"
 
 
 def test_a_class_shared_by_train_and_test_is_named(folders):

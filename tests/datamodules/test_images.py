@@ -157,6 +157,36 @@ def test_methods_train_on_varying_shapes(method):
     assert len(result.episodes["test/accuracy"]) == 5
 
 
+def test_shots_outside_of_the_range_need_shots_of_the_evaluation():
+    data = make(vary_shots=[3, 5], eval_shots=1)
+    assert len(data.draw("test", 0, 0).support_x) == 5
+    assert {len(data.draw("train", 0, 4 * step).support_x) for step in range(20)} == {15, 20, 25}
+
+
+def test_a_survey_keeps_what_it_found_before_it_was_kept_from_going_on():
+    class Broken(Numbered):
+        found: ClassVar = ["Image 3 is damaged.", "Image 3 is damaged.", "Image 8 is damaged."]
+
+        def class_splits(self):
+            raise DataError("Image 3 is damaged, to begin with.")
+
+        def unreadable(self):
+            yield from self.found
+            raise DataError("The disk is gone.")
+
+    assert Broken().survey().findings == ["Image 3 is damaged.", "Image 8 is damaged.", "The disk is gone."]
+    Broken.found = []
+    assert Broken().survey().findings == ["Image 3 is damaged, to begin with."]
+
+
+def test_a_batch_of_several_epochs_or_steps_is_refused():
+    data = make(vary_shots=[1, 5], tasks_per_step=1)
+    with pytest.raises(ValueError, match=r"of one step; but the keys are \[\(0, 0\)"):
+        data.draw_batch("train", [(0, step) for step in range(6)])
+    with pytest.raises(ValueError, match=r"A batch is of one epoch"):
+        data.draw_batch("test", [(0, 0), (1, 0)])
+
+
 def test_evaluation_can_have_another_shape():
     data = make(eval_ways=3, eval_shots=1, eval_queries=4)
     assert data.draw("train", 0, 0).support_x.shape[0] == 10
@@ -235,7 +265,13 @@ def test_the_content_of_the_test_images_is_part_of_the_episodes_identity():
         ({"vary_shots": [1]}, r"data\.vary_shots must be \[LEAST, MOST\]"),
         ({"vary_shots": [0, 2]}, r"data\.vary_shots .* at least 1"),
         ({"vary_shots": [1, 7]}, r"data\.vary_shots=\[1, 7\] and data\.queries=3 need 10"),
-        ({"vary_ways": [2, 6]}, r"data\.vary_ways=\[2, 6\] exceeds data\.ways=5"),
+        ({"vary_ways": [2, 6]}, r"data\.vary_ways=\[2, 6\] must end at data\.ways=5: .*Set data\.ways=6"),
+        ({"vary_ways": [2, 3]}, r"data\.vary_ways=\[2, 3\] must end at data\.ways=5: .*all must be trained"),
+        (
+            {"ways": 9, "eval_ways": 5, "vary_ways": [2, 9]},
+            r"train split has 8\. Lower the second of data\.vary_ways to at most 8, and data\.ways with it",
+        ),
+        ({"vary_shots": [3, 5]}, r"data\.vary_shots=\[3, 5\] leaves out data\.shots=2, .*Set data\.eval_shots"),
         ({"vary_ways": [1, 5]}, r"data\.vary_ways .* at least 2"),
         ({"balanced": False}, r"data\.balanced=false needs data\.vary_shots"),
         ({"augment": "crop"}, r"data\.augment must be one of none, flip, crop_flip, but got 'crop'"),

@@ -100,10 +100,53 @@ def test_the_lists_of_the_release_give_the_ids(tmp_path, make):
     (folder / "synsets.txt").write_text("n00000020\nn00000001\nn00000021\nn00000000\nn00000002\n")
     splits = make().class_splits()
     assert {name: len(images) for name, images in splits["test"].items()} == {"n00000020": 2, "n00000021": 1}
-    assert set(splits["train"]) == {"crane (0)", "crane (2)", "n00000001"}
+    assert set(splits["train"]) == {"crane (0)", "crane (2)", "n00000001"}, "which is which, the lists do not say"
     (folder / "synsets.txt").write_text("n00000020\nn00000001\nn00000029\n")
     with pytest.raises(DataError, match=r"test_labels\.pkl has 2 classes that are not the 2 test"):
         make().class_splits()
+
+
+def test_of_two_ids_of_one_word_the_splits_is_meant_and_the_others_are_compared(tmp_path, make):
+    write(tmp_path / "data", test={"label_specific_str": ["crane", "z"]})
+    folder = tmp_path / "data" / FOLDER
+    lists = {"z": "n00000020", "house finch, linnet": "n00000001", "crane": "n00000099"}
+    (folder / "class_names.txt").write_text("\n".join([*lists, "crane"]))
+    (folder / "synsets.txt").write_text("\n".join([*lists.values(), "n00000021"]))
+    with pytest.raises(DataError, match=r"train_labels\.pkl has 3 classes that are not the 3 train"):
+        make().class_splits()  # Both cranes are in train there, and in none of the list's.
+    (folder / "train_labels.pkl").write_bytes(
+        pickle.dumps({"label_specific": np.array(LABELS["train"]), "label_specific_str": ["a", "b", "c"]})
+    )
+    assert set(make().class_splits()["test"]) == {"crane", "n00000020"}
+    (folder / "synsets.txt").write_text("\n".join(["n00000098", "n00000001", "n00000099", "n00000021"]))
+    with pytest.raises(DataError, match=r"test_labels\.pkl has 2 classes that are not the 2 test"):
+        make().class_splits()  # z is another, though crane's id is not certain.
+    write_twice = {"label_specific": np.array(LABELS["test"]), "label_specific_str": ["n00000020", "n00000020"]}
+    (folder / "test_labels.pkl").write_bytes(pickle.dumps(write_twice))
+    with pytest.raises(DataError, match=r"test_labels\.pkl has 2 classes that are not the 2 test"):
+        make().class_splits()
+
+
+def test_the_archive_is_found_in_a_root_of_its_folders_name(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(tiered_imagenet, "CHECKSUM", "")
+    write(tmp_path / "data")
+    digest = make().class_splits()["test"].digest
+    (tmp_path / FOLDER).mkdir()
+    tiny_data.tarred(tmp_path / "data" / FOLDER, tmp_path / FOLDER / tiered_imagenet.ARCHIVE)
+    assert make(root=str(tmp_path / FOLDER)).class_splits()["test"].digest == digest
+
+
+def test_a_survey_finds_what_is_wrong_in_every_split_and_leaves_nothing(tmp_path, make):
+    write(tmp_path / "data", train_images=[b"", *[tiny_data.encoded(k, size=(84, 84)) for k in range(3)], b"x"])
+    (tmp_path / "data" / FOLDER / "val_labels.pkl").unlink()
+    (tmp_path / "data" / FOLDER / "test_labels.pkl").write_bytes(b"")
+    leftover = tmp_path / "cache" / "survey-tieredimagenet.tmp-killed"
+    leftover.mkdir(parents=True)
+    lines = make().survey().findings
+    expected = ["Image 0 of ", "Image 4 of ", "val_labels.pkl is missing", "test_labels.pkl cannot be read"]
+    assert len(lines) == 4
+    assert all(part in line for part, line in zip(expected, lines, strict=True))
+    assert all(path.suffix == ".lock" for path in (tmp_path / "cache").iterdir())
 
 
 def test_missing_pickles_and_another_split_are_named(tmp_path, make):
@@ -111,7 +154,9 @@ def test_missing_pickles_and_another_split_are_named(tmp_path, make):
         make().class_splits()
     write(tmp_path / "data")
     (tmp_path / "data" / FOLDER / "val_labels.pkl").unlink()
-    with pytest.raises(DataError, match=r"val_labels\.pkl cannot be read"):
+    with pytest.raises(
+        DataError, match=r"val_labels\.pkl is missing, which (.|\n)*zenodo(.|\n)*ROOT/tiered-imagenet/val_images"
+    ):
         make().class_splits()
     with pytest.raises(ConfigError, match=r"data\.split_file=x\.csv: the pickles .* are its split"):
         TieredImageNet(split_file="x.csv")

@@ -13,6 +13,7 @@ import torch
 
 from datamodules.episodes import image_store
 from datamodules.episodes.image_store import ImageStore, check_images, gather
+from datamodules.files import storage
 from lightning_ntk.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -310,3 +311,49 @@ def test_a_disk_that_cannot_be_written_costs_memory_and_no_more(tmp_path, monkey
         store.share(tmp_path)
     assert np.array_equal(store.images.numpy(), random_images(9, (3, 20, 20)))
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"], "nothing stays of what was begun"
+
+
+def test_without_locks_who_comes_second_takes_nothing_from_the_first(tmp_path, monkeypatch):
+    """Another process writes the same images while this one is writing."""
+
+    def unsupported(*_):
+        raise OSError(38, "Function not implemented")
+
+    plain = np.save
+    others = []
+
+    def save(file, images):
+        plain(file, images)
+        if not others:
+            others.append(ImageStore({"a": random_images(9, (3, 20, 20))}))
+            others[0].share(tmp_path)
+            assert file.exists()
+
+    monkeypatch.setattr(image_store, "SHARED_FROM", 1000)
+    monkeypatch.setattr(storage.fcntl, "flock", unsupported)
+    monkeypatch.setattr(np, "save", save)
+    store = ImageStore({"a": random_images(9, (3, 20, 20))})
+    store.share(tmp_path)
+    assert store._file == others[0]._file
+    assert store._file is not None
+    assert len(list(tmp_path.iterdir())) == 2, "the file's folder and the lock"
+    os.truncate(store._file[0], 60)
+    damaged = ImageStore({"a": random_images(9, (3, 20, 20))})
+    with pytest.warns(UserWarning, match="holds the images for itself"):
+        damaged.share(tmp_path)  # Another may just be writing it: it is left alone.
+    assert damaged._file is None
+
+
+def test_another_person_can_map_what_the_umask_lets_them_though_the_lock_is_not_theirs(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_store, "SHARED_FROM", 1000)
+    before = os.umask(0o027)
+    try:
+        ImageStore({"a": random_images(9, (3, 20, 20))}).share(tmp_path)
+    finally:
+        os.umask(before)
+    (file,) = tmp_path.glob("images-*/images.npy")
+    assert [path.stat().st_mode & 0o777 for path in (file.parent, file)] == [0o750, 0o640]
+    monkeypatch.setattr(image_store, "locked", lambda file: pytest.fail("asked for the lock"))
+    store = ImageStore({"a": random_images(9, (3, 20, 20))})
+    store.share(tmp_path)
+    assert store._file[0] == file

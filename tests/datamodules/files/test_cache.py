@@ -151,10 +151,14 @@ def test_too_little_room_is_found_before_decoding(tmp_path, monkeypatch):
 
 
 def test_a_read_only_disk_is_one_error_that_names_the_setting(tmp_path, monkeypatch):
-    def read_only(*_, **__):
-        raise OSError(errno.EROFS, "Read-only file system")
+    plain = Path.mkdir
 
-    monkeypatch.setattr(storage.tempfile, "mkdtemp", read_only)
+    def read_only(path, *rest, **more):
+        if ".tmp-" in path.name:
+            raise OSError(errno.EROFS, "Read-only file system")
+        plain(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
     with pytest.raises(DataError, match=r"cannot be written: Read-only file system\. .*data\.cache_dir"):
         load_or_build(tmp_path / "data-1", FORM, SPLITS, opened)
     (tmp_path / "file").touch()
@@ -215,6 +219,67 @@ def test_of_two_processes_that_start_at_once_one_decodes_and_both_read(tmp_path)
     assert digests[0] == digests[1] != ""
     assert (tmp_path / "log").read_text() == "built\n"
     assert {path.name for path in (tmp_path / "caches").iterdir()} == {"data-1", "data-1.lock"}
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system without locks."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(storage.fcntl, "flock", unsupported)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_without_locks_who_comes_second_takes_nothing_from_the_first(tmp_path, no_locks, damaged):
+    """Another process makes the whole cache while this one is decoding."""
+    folder = tmp_path / "data-1"
+    found = []
+
+    @contextlib.contextmanager
+    def while_another_works(workspace):
+        (workspace / "unpacked").touch()
+        found.append(load_or_build(folder, FORM, SPLITS, opened)["test"].digest)
+        assert (workspace / "unpacked").exists()
+        if damaged:
+            (folder / INDEX).write_text("{")
+        yield items
+
+    if damaged:
+        with pytest.raises(DataError, match=r"data-1 cannot be read back\. Remove it"):
+            load_or_build(folder, FORM, SPLITS, while_another_works)
+    else:
+        assert load_or_build(folder, FORM, SPLITS, while_another_works)["test"].digest == found[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"data-1", "data-1.lock"}
+
+
+def test_another_person_can_read_what_the_umask_lets_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        load_or_build(tmp_path / "data-1", FORM, SPLITS, opened)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "data-1", *(tmp_path / "data-1").iterdir())}
+    assert modes == {"data-1": 0o750, "train.npy": 0o640, "test.npy": 0o640, INDEX: 0o640}
+
+
+@pytest.mark.parametrize("what", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_cache_that_the_system_does_not_let_read_is_not_called_damaged(tmp_path, monkeypatch, what):
+    load_or_build(tmp_path / "data-1", FORM, SPLITS, opened)
+
+    def fail(file):
+        raise OSError(what, os.strerror(what), str(file))
+
+    monkeypatch.setattr(cache, "map_array", fail)
+    with pytest.raises(DataError, match=rf"The cache .*data-1 cannot be read: {os.strerror(what)}\. .*data\.cache_dir"):
+        load_or_build(tmp_path / "data-1", FORM, SPLITS, opened)
+    assert (tmp_path / "data-1" / "test.npy").exists()
+
+
+def test_as_many_threads_decode_as_the_process_has_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 7}, raising=False)
+    assert cache.cores() == 3
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (1, "L")])

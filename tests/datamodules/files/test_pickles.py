@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from datamodules.files import pickles
 from datamodules.files.pickles import load_pickle
 from lightning_ntk.errors import DataError
 
@@ -94,10 +95,25 @@ def test_what_lies_beside_the_admitted_names_is_refused(tmp_path, text):
         load_pickle(tmp_path / "x.pkl")
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_a_damaged_pickle_is_named(tmp_path, damage):
     whole = pickle.dumps(DATA)
-    if damage != "missing":
-        (tmp_path / "x.pkl").write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello\n"}[damage])
+    (tmp_path / "x.pkl").write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello\n"}[damage])
     with pytest.raises(DataError, match=r"Pickle .*x\.pkl cannot be read \(.+\)"):
+        load_pickle(tmp_path / "x.pkl")
+
+
+def test_what_is_not_damaged_is_not_called_so(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        load_pickle(tmp_path / "x.pkl")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        load_pickle(tmp_path / "folder")
+
+    def too_much(self):
+        raise MemoryError
+
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(DATA))
+    monkeypatch.setattr(pickles._Unpickler, "load", too_much)
+    with pytest.raises(DataError, match=r"Pickle .*x\.pkl of \d+ bytes does not fit into memory"):
         load_pickle(tmp_path / "x.pkl")
