@@ -23,6 +23,8 @@ OF_ONE_RUN_IN = {
     "data": ("seed", "num_workers", "cache_dir"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
 }
+# Callbacks whose settings decide no number of a test.
+NO_PROBES = ("timing", "throughput", "pictures")
 
 SETTINGS = ("baseline", "by_task", "out")
 
@@ -163,8 +165,7 @@ def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
             if here != there:
                 raise ConfigError(
                     f"{first.name} ({first.folder}) was tested on {here} episodes, {entry.name} ({entry.folder}) on "
-                    f"{there} of the same: a limit such as trainer.limit_test_batches was set. Test one of them again "
-                    "with `lightning-ntk evaluate`."
+                    f"{there} of the same. Test one of them again with `lightning-ntk evaluate`."
                 )
             continue
         ours, theirs = first.result.task, entry.result.task
@@ -173,7 +174,8 @@ def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
         raise ConfigError(
             f"{first.name} ({first.folder}) and {entry.name} ({entry.folder}) were tested on different episodes: "
             f"{reason or 'the same settings, but the images of the data differ'}. Compare runs of the same task, "
-            "test one of them again with `lightning-ntk evaluate`, or have each task for itself by by_task=true."
+            "test one of them again with `lightning-ntk evaluate`, or have each task for itself by `lightning-ntk "
+            "compare ... by_task=true`."
         )
 
 
@@ -205,7 +207,28 @@ def groups_of_seeds(entries: Sequence[Entry]) -> list[list[Entry]]:
             config[group] = {key: value for key, value in (config.get(group) or {}).items() if key not in keys}
         settings = json.dumps([entry.result.method, config], sort_keys=True)
         groups.setdefault(settings, []).append(entry)
-    return list(groups.values())
+    return [alike for group in groups.values() for alike in groups_of_probes(group)]
+
+
+def groups_of_probes(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Runs apart where their probes (attacks, ...) were set differently at the test.
+
+    A run without a probe that others have stays with them: it has nothing that could be mixed up.
+    """
+    groups: dict[str, list[Entry]] = {}
+    seen: dict[str, set[str]] = {}
+    for entry in entries:
+        probes = {
+            name: json.dumps(
+                {key: value for key, value in settings.items() if not key.startswith("fit_")}, sort_keys=True
+            )
+            for name, settings in (entry.result.config.get("callbacks") or {}).items()
+            if settings and name not in NO_PROBES
+        }
+        for name, settings in probes.items():
+            seen.setdefault(name, set()).add(settings)
+        groups.setdefault(json.dumps(probes, sort_keys=True), []).append(entry)
+    return list(groups.values()) if any(len(settings) > 1 for settings in seen.values()) else [list(entries)]
 
 
 def group_name(group: Sequence[Entry], entries: Sequence[Entry]) -> str:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.running import run_folder
+from lightning_ntk.running import cluster, run_folder
 from lightning_ntk.running.interruption import interruptible
 from lightning_ntk.running.results import write_results
 from lightning_ntk.running.run import Run
@@ -90,9 +90,9 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     The network and the method are the trained ones, whatever recipe belongs to the data now asked for; of the method,
     the settings named in an override change. Other data leave the run's own behind where they have no place for it.
     """
-    keys = [key_of(override) for override in overrides]
+    keys = keys_of(overrides)
     # An experiment is a setting of the data, too.
-    inherited = [o for o in checkpoint.settings() if not ("data" in keys and key_of(o) == "experiment")]
+    inherited = [o for o in checkpoint.settings(overrides) if not ("data" in keys and key_of(o) == "experiment")]
     composed = compose_config("train", overrides, config_folder or checkpoint.config_folder, inherited)
     trained = OmegaConf.create(checkpoint.config)
     if any(key in ("method", "network") or key.startswith("network.") for key in keys):
@@ -102,6 +102,16 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
             OmegaConf.update(trained, key, OmegaConf.select(composed, key))
     composed.method, composed.network = trained.method, trained.network
     return composed
+
+
+def keys_of(overrides: list[str]) -> list[str]:
+    """The keys that overrides set: of `method={KEY: VALUE}`, those in it."""
+    keys = []
+    for override in overrides:
+        key = key_of(override)
+        value = last_value([override], key)
+        keys += [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
+    return keys
 
 
 def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folder: str | None = None) -> Path:
@@ -119,10 +129,10 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     # Timing observes training alone.
     callbacks = [c for c in build_callbacks(config) if hasattr(c, "prepare")]
     prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
-    trainer = build_trainer(config, data, loggers=[], callbacks=callbacks)
+    trainer = build_trainer(config, data, folder, loggers=[], callbacks=callbacks)
     data.check_shared(trainer.world_size, ["test"])
     check_precision(config.trainer.get("precision"), method)
-    with interruptible("There is no result; the run is as it was."):
+    with interruptible(lambda: "There is no result; the run is as it was."), cluster.requeued_on_signal(folder):
         result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
         run_folder.create(folder, config, [])

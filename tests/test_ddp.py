@@ -76,6 +76,8 @@ def test_two_processes_train_the_parameters_that_one_trains():
     settings["meta_rkhs_ii"] += EXACT
     settings["regression"] = [*SETTINGS, "data=sinusoid", "method=meta_rkhs_ii", *EXACT]
     settings["compiled"] = [*settings["regression"], "method.compile=true"]
+    # Without training: by the first rank's checkpoint, nothing would wait for the others.
+    settings |= {method: [*SETTINGS, *IMAGES, f"method={method}"] for method in WITHOUT_TRAINING}
     train_by_two([[*words, "trainer.devices=2", f"run_dir=two/{name}"] for name, words in settings.items()])
     for name, words in settings.items():
         alone = run(*words, folder=f"one/{name}")

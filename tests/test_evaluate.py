@@ -38,6 +38,15 @@ def test_test_time_settings_and_shots_can_change():
     assert more.task["shots"] == 20
 
 
+def test_several_settings_of_the_method_at_once_change_too():
+    run(*TINY_SINE, "method=maml")
+    result = evaluated("method={test_adapt_steps: 7, inner_lr: 0.05}")
+    assert (result.config["method"]["test_adapt_steps"], result.config["method"]["inner_lr"]) == (7, 0.05)
+    assert result.episodes == evaluated("method.test_adapt_steps=7", "method.inner_lr=0.05", name="each").episodes
+    with pytest.raises(ConfigError, match=r"another network \(network\.hidden"):
+        evaluated("network={hidden: [7]}")
+
+
 @pytest.mark.parametrize(
     ("method", "settings"),
     [

@@ -202,6 +202,23 @@ def test_a_run_gets_a_folder_of_its_own_under_runs(monkeypatch):
     assert sorted(folder.name for folder in Path("runs").iterdir()) == [name, f"{name}_2"]
 
 
+def test_runs_that_start_in_the_same_second_have_a_folder_each(monkeypatch):
+    moment = datetime.datetime(2030, 1, 2, 3, 4, 5)
+    clock = SimpleNamespace(datetime=SimpleNamespace(now=lambda: moment))
+    monkeypatch.setattr("lightning_ntk.running.run_folder.datetime", clock)
+    build, begun = train.build_data, []
+
+    def meanwhile(config):
+        if not begun:  # Another command begins, and ends, while this one reads its data.
+            begun.append(True)
+            train.main([*TINY_SINE, "test=false"])
+        return build(config)
+
+    monkeypatch.setattr(train, "build_data", meanwhile)
+    train.main([*TINY_SINE, "test=false"])
+    assert len(list(Path("runs").glob("2030-01-02_03-04-05_*/checkpoints/last.ckpt"))) == 2
+
+
 def test_two_runs_that_start_at_once_do_not_share_a_folder(monkeypatch):
     build = train.build_data
 
@@ -292,6 +309,10 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
         (["trainer.profilr=simple"], r"added with a plus: \+trainer\.profilr=VALUE"),
         (["+trainer.limit_test_batches=0"], r"trainer\.limit_test_batches cannot be set.*data\.test_episodes"),
         (["+trainer.fast_dev_run=true"], r"trainer\.fast_dev_run cannot be set"),
+        (["+trainer.max_time=1"], r"trainer\.max_time cannot be set: use steps\.$"),
+        (["+trainer.default_root_dir=x"], r"trainer\.default_root_dir cannot be set: use run_dir\.$"),
+        (["+trainer.enable_model_summary=true"], r"trainer\.enable_model_summary cannot be set: a run prints none\.$"),
+        (["trainer.strategy=fsdp"], r"trainer\.strategy must be auto, ddp or .*but got fsdp"),
         (["method.t=0"], r"method\.t"),
         (["method=meta_rkhs_i", "method.alpha=nan"], r"method\.alpha"),
         (["+method.loss=cross_entropy"], r"method\.loss is no setting of .*MetaRKHSII"),

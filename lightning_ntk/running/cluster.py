@@ -79,7 +79,7 @@ def requeued_on_signal(folder: Path) -> Iterator[None]:
 
     Lightning would save a checkpoint inside the signal's handler: in the middle of a step, and with a barrier that
     ranks in other places may never reach. Ours goes on from the last checkpoint, at most `val_every` steps back, and so
-    ends exactly as a run that was never stopped. Lightning leaves a handler alone that is already there.
+    ends exactly as a run that was never stopped. `running.trainer` keeps Lightning from setting its own.
     """
     if not is_slurm():
         yield
@@ -87,7 +87,7 @@ def requeued_on_signal(folder: Path) -> Iterator[None]:
 
     def requeue(number: int, frame: object) -> None:
         if is_first():
-            sys.stderr.write(f"lightning-ntk: requeueing job {slurm_job()}; it goes on with {folder}\n")
+            sys.stderr.write(f"lightning-ntk: requeueing job {slurm_job()}, which works on {folder}\n")
             try:
                 subprocess.run(["scontrol", "requeue", slurm_job()], check=False)
             except OSError as error:  # In a container, for example; the training need not end for it.

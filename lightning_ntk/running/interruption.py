@@ -3,13 +3,13 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
 @contextlib.contextmanager
-def interruptible(advice: str) -> Iterator[None]:
-    """On Ctrl+C, end with a `KeyboardInterrupt` that says `advice`.
+def interruptible(advice: Callable[[], str]) -> Iterator[None]:
+    """On Ctrl+C, end with a `KeyboardInterrupt` that says what `advice` then returns.
 
     Lightning makes a `SystemExit` of it, and `torch.save` a `RuntimeError` in the middle of a write; so the signal
     decides, not the exception. A process that ignores the signal, or handles it in its own way, is left alone.
@@ -31,6 +31,6 @@ def interruptible(advice: str) -> Iterator[None]:
     except (Exception, SystemExit, KeyboardInterrupt):
         if not pressed:
             raise
-        raise KeyboardInterrupt(advice) from None
+        raise KeyboardInterrupt(advice()) from None
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores the signal once it has come.

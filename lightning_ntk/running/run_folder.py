@@ -6,6 +6,7 @@ import datetime
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.running import cluster
 from lightning_ntk.running.run_folder_names import CONFIG_FILE, OVERRIDES_FILE, RUN_FOLDER_VARIABLE
 from lightning_ntk.settings.config import plain
-from lightning_ntk.settings.overrides import key_of
+from lightning_ntk.settings.overrides import key_of, still_valid
 from lightning_ntk.settings.paths import as_path
 
 
@@ -47,9 +48,13 @@ class Checkpoint:
     def config_folder(self) -> str | None:
         return self.content["run"].get("config_folder")
 
-    def settings(self) -> list[str]:
-        """The overrides that made the run what it is, without those that say where it comes from and goes."""
-        return [o for o in self.overrides if key_of(o) not in ("ckpt", "run_dir")]
+    def settings(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides that made the run what it is, to stand before those that are given now.
+
+        Without those that say where it comes from and goes, and those that `overrides` gives in a way that Hydra
+        refuses beside them.
+        """
+        return still_valid([o for o in self.overrides if key_of(o) not in ("ckpt", "run_dir")], overrides)
 
     @property
     def spec(self) -> TaskSpec:
@@ -150,14 +155,19 @@ def check_no_other_folder(checkpoint: Checkpoint, overrides: list[str]) -> None:
         )
 
 
-def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
-    """Where a new run goes: `run_dir`, or a folder of its own under ./runs. Not created yet.
+def new_run_folder(config: DictConfig, method: str, data: str) -> tuple[Path, list[Path]]:
+    """Where a new run goes: `run_dir`, not made yet, or a folder of its own under ./runs.
+
+    The latter is made at once: a run that starts in the same second then takes another.
+
+    Returns:
+        The folder, and the folders that were made, innermost first, for `discard`.
 
     Raises:
         ConfigError: there is a run already, or the folder cannot be written.
     """
     if cluster.is_child():
-        return Path(os.environ[RUN_FOLDER_VARIABLE])
+        return Path(os.environ[RUN_FOLDER_VARIABLE]), []
     folder = agreed_folder(config, method, data)
     if folder is not None:
         check_writable(folder, "run_dir")
@@ -167,16 +177,21 @@ def new_run_folder(config: DictConfig, method: str, data: str) -> Path:
                 f"run_dir={config.run_dir or folder} already holds a run. Go on with it by "
                 f"{shlex.quote(f'ckpt={config.run_dir or folder}')}, delete it, or name another."
             )
-        return folder
+        return folder, []
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     base = Path.cwd() / "runs" / f"{stamp}_{data}_{method}_seed{config.seed}"
-    folder = base
-    for number in range(2, 1000):
-        if not folder.exists():
-            break
-        folder = base.with_name(f"{base.name}_{number}")
-    check_writable(folder, "run_dir")
-    return folder
+    folder, number = base, 1
+    while True:
+        check_writable(folder, "run_dir")
+        made = missing_folders(folder)
+        try:
+            folder.mkdir(parents=True)
+            return folder, made
+        except FileExistsError:
+            number += 1
+            folder = base.with_name(f"{base.name}_{number}")
+        except OSError as error:
+            raise ConfigError(f"run_dir={folder} cannot be written: {error}") from error
 
 
 def agreed_folder(config: DictConfig, method: str, data: str) -> Path | None:
@@ -217,7 +232,7 @@ def create(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bo
     Returns:
         The folders that were made, innermost first.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if is_new:
@@ -236,6 +251,11 @@ def create(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bo
                 (folder / CONFIG_FILE).unlink()
         raise ConfigError(f"run_dir={folder} cannot be written: {error}") from error
     return made
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folders that are to be made for one, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def discard(folder: Path, made: list[Path]) -> None:

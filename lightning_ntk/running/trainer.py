@@ -2,15 +2,18 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
+from lightning_ntk.running import cluster
 from lightning_ntk.running.checkpointing import AtomicCheckpoints
 from lightning_ntk.settings.building import check_types
 from lightning_ntk.settings.config import TRAINER_DECIDED, plain
@@ -26,6 +29,12 @@ def check_precision(precision: str | None, method: MetaLearner) -> None:
         )
 
 
+def check_strategy(strategy: Any) -> None:
+    """Raise `ConfigError` for a strategy other than DDP: parameters in parts have no Jacobian in one place."""
+    if strategy is not None and strategy != "auto" and not str(strategy).startswith("ddp"):
+        raise ConfigError(f"trainer.strategy must be auto, ddp or a variant of it (ddp_...), but got {strategy}.")
+
+
 def check_numbers(settings: dict[str, Any]) -> None:
     """Raise `ConfigError` for numbers that Lightning takes without a word and that mean nothing."""
     clip, every = settings.get("gradient_clip_val"), settings.get("log_every_n_steps")
@@ -35,8 +44,10 @@ def check_numbers(settings: dict[str, Any]) -> None:
         raise ConfigError(f"trainer.log_every_n_steps must be at least 1, but got {every}.")
 
 
-def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: list, callbacks: list) -> pl.Trainer:
-    """The Trainer of a run, or of an evaluation.
+def build_trainer(
+    config: DictConfig, data: pl.LightningDataModule, folder: Path, loggers: list, callbacks: list
+) -> pl.Trainer:
+    """The Trainer of a run, or of an evaluation, whose results go into `folder`.
 
     Raises:
         ConfigError: for settings that Lightning refuses, and those that would undo what the run is.
@@ -44,17 +55,23 @@ def build_trainer(config: DictConfig, data: pl.LightningDataModule, loggers: lis
     settings = plain(config.trainer)
     for name in settings:
         if name in TRAINER_DECIDED:
-            instead = TRAINER_DECIDED[name]
-            raise ConfigError(f"trainer.{name} cannot be set: it would change what the run is. Use {instead}.")
+            raise ConfigError(f"trainer.{name} cannot be set: {TRAINER_DECIDED[name]}.")
     devices = settings.get("devices")
     if isinstance(devices, int) and devices > 1 and settings.get("strategy") == "auto":
         settings["strategy"] = "ddp"
     check_types(settings, pl.Trainer, "trainer")
     check_numbers(settings)
+    check_strategy(settings.get("strategy"))
     try:
+        plugins = [AtomicCheckpoints()]
+        if cluster.is_slurm() and not cluster.is_torchrun():
+            # Lightning's own requeueing saves in the middle of a step; see `cluster.requeued_on_signal`.
+            plugins.append(SLURMEnvironment(auto_requeue=False))
         trainer = pl.Trainer(
             **settings,
-            plugins=[AtomicCheckpoints()],
+            plugins=plugins,
+            # Under SLURM, Lightning loads any hpc_ckpt_*.ckpt that lies there: by itself, in the current folder.
+            default_root_dir=folder,
             max_epochs=config.steps // config.val_every,
             limit_val_batches=1.0 if data.has_split("val") else 0,
             num_sanity_val_steps=0,

@@ -20,7 +20,7 @@ EXAMPLES = {
     "sweep": """  lightning-ntk sweep 'method=glob(*)' 'seed=range(3)' data=glyphs jobs=2
   lightning-ntk sweep sweep=comparison                      (a named sweep, conf/sweep/comparison.yaml)
   lightning-ntk sweep method=maml,anil seed=0,1 launcher=ray ray.address=HOST:6379 out=SHARED_FOLDER
-  lightning-ntk sweep method=maml seed=0,1 trainer.devices=8 launcher=slurm slurm.partition=gpu
+  lightning-ntk sweep method=maml seed=0,1 trainer.devices=8 data.tasks_per_step=8 launcher=slurm slurm.partition=gpu
   lightning-ntk sweep search=optuna trials=20 method=maml 'method.lr=tag(log, interval(1e-4, 1e-1))'
   The same command again does what is missing. Values: a,b,c  range(3)  glob(*), in quotes for the shell.""",
 }
@@ -61,7 +61,7 @@ def parse_command(name: str, argv: list[str] | None) -> Command | None:
                 f"{word} is not offered: several jobs in one process confuse each other's devices and loggers. Use "
                 "`lightning-ntk sweep` with the same overrides: it starts one process a job."
             )
-        elif word.startswith("-"):
+        elif word.startswith("-") and not {"-h", "--help"} & {*words}:
             raise ConfigError(f"There is no option {word}. See lightning-ntk {name} --help.")
         else:
             overrides.append(word)

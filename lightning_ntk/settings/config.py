@@ -27,31 +27,33 @@ NOT_SETTINGS = {
     "method.loss": "the loss is cross-entropy in classification and the squared error in regression. Meta-RKHS-II's is "
     "the squared error in both, for which alone its closed form holds: for cross-entropy use method=meta_rkhs_i.",
 }
-# Arguments of the Trainer that would change what a step, a validation or a test is, and what to set instead.
+# Arguments of the Trainer that would change what a step, a test or a run folder is, and what to set instead.
 TRAINER_DECIDED = {
-    "max_epochs": "steps and val_every",
-    "min_epochs": "steps",
-    "max_steps": "steps",
-    "min_steps": "steps",
-    "limit_train_batches": "steps and val_every",
-    "limit_val_batches": "data.val_episodes",
-    "limit_test_batches": "data.test_episodes",
-    "overfit_batches": "steps",
-    "fast_dev_run": "steps=1 val_every=1 data.val_episodes=4 data.test_episodes=4",
-    "barebones": "trainer.enable_progress_bar=false logger=csv",
-    "accumulate_grad_batches": "data.tasks_per_step",
-    "val_check_interval": "val_every",
-    "check_val_every_n_epoch": "val_every",
-    "num_sanity_val_steps": "val_every",
-    "enable_checkpointing": "test_checkpoint",
-    "enable_model_summary": "no setting",
-    "inference_mode": "no setting: adaptation needs gradients",
-    "use_distributed_sampler": "no setting: episodes shard themselves",
-    "sync_batchnorm": "no setting: a task's batch statistics are its own, and second-order gradients do not pass "
-    "through statistics that processes exchange. network.norm=group has none",
-    "logger": "the group logger",
-    "callbacks": "the group callbacks",
-    "plugins": "no setting",
+    "max_epochs": "use steps and val_every",
+    "min_epochs": "use steps",
+    "max_steps": "use steps",
+    "min_steps": "use steps",
+    "max_time": "use steps",
+    "limit_train_batches": "use steps and val_every",
+    "limit_val_batches": "use data.val_episodes",
+    "limit_test_batches": "use data.test_episodes",
+    "overfit_batches": "use steps",
+    "fast_dev_run": "use steps=1 val_every=1 data.val_episodes=4 data.test_episodes=4",
+    "barebones": "use trainer.enable_progress_bar=false logger=csv",
+    "accumulate_grad_batches": "use data.tasks_per_step",
+    "val_check_interval": "use val_every",
+    "check_val_every_n_epoch": "use val_every",
+    "num_sanity_val_steps": "use val_every",
+    "enable_checkpointing": "use test_checkpoint",
+    "default_root_dir": "use run_dir",
+    "enable_model_summary": "a run prints none",
+    "inference_mode": "adaptation needs gradients",
+    "use_distributed_sampler": "episodes shard themselves",
+    "sync_batchnorm": "a task's batch statistics are its own, and second-order gradients do not pass through "
+    "statistics that processes exchange. network.norm=group has none",
+    "logger": "use the group logger",
+    "callbacks": "use the group callbacks",
+    "plugins": "a run has its own, for its checkpoints and for SLURM",
 }
 # Groups whose choices a run is known by.
 NAMED = ("method", "data", "network")
@@ -164,7 +166,7 @@ def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] 
             return UnknownSettingError(f"There is no setting {key!r}: {NOT_SETTINGS[key]}", key)
         group, _, argument = key.partition(".")
         if group == "trainer" and argument in TRAINER_DECIDED:
-            return UnknownSettingError(f"{key} cannot be set: use {TRAINER_DECIDED[argument]}.", key)
+            return UnknownSettingError(f"{key} cannot be set: {TRAINER_DECIDED[argument]}.", key)
         near = what_was_meant(key, _compose(name, chosen, own), groups([conf_folder(), *own]))
         see = "See --help, or --cfg for all settings."
         if group == "trainer":

@@ -1,6 +1,7 @@
 """The overrides of a command line: KEY=VALUE in Hydra's grammar, and what is wrong with one."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,21 @@ GRAMMAR = ("[", "{", "'", '"', "$")
 def key_of(override: str) -> str:
     """The key that an override sets, adds (+, ++) or deletes (~)."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def prefix_of(override: str) -> str:
+    """What stands before the key of an override: nothing, `+`, `++` or `~`."""
+    return override[: len(override) - len(override.lstrip("+~"))]
+
+
+def still_valid(earlier: Sequence[str], later: Sequence[str]) -> list[str]:
+    """The earlier overrides without those that cannot stand beside a later one of the same key.
+
+    Hydra adds and deletes a key once: `+x=1 +x=1` and `~x ~x` are errors, and so is `~x x=1`.
+    """
+    given = {(prefix_of(o), key_of(o)) for o in later}
+    excluding = {"": (), "+": ("+",), "++": ("+",), "~": ("~", "")}
+    return [o for o in earlier if not any((p, key_of(o)) in given for p in excluding.get(prefix_of(o), ()))]
 
 
 def last_value(overrides: list[str], key: str) -> Any:

@@ -16,7 +16,7 @@ from lightning_ntk.sweep.start import LOCK_FILE, STATE_FILE, clear, is_locked
 # Settings beside the groups that decide what a job needs, or that are checked before one starts.
 DECIDE_NEEDS = (
     *("steps", "val_every", "test", "test_checkpoint", "lr_schedule"),
-    *("trainer.devices", "trainer.num_nodes", "trainer.accelerator"),
+    *("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "data.tasks_per_step"),
 )
 
 
@@ -53,8 +53,14 @@ def needs_of(config: DictConfig) -> Needs:
     nodes = trainer.get("num_nodes", 1)
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
         raise ConfigError(f"trainer.num_nodes must be a whole number of at least 1, but got {nodes!r}.")
+    devices, tasks = count_devices(trainer.get("devices", 1)), config.data.get("tasks_per_step")
+    if devices and isinstance(tasks, int) and tasks % (devices * nodes):
+        raise ConfigError(
+            f"data.tasks_per_step={tasks} tasks cannot be shared equally by {devices * nodes} processes "
+            f"(trainer.devices={devices}, trainer.num_nodes={nodes}). Make it a multiple of {devices * nodes}."
+        )
     return Needs(
-        devices=count_devices(trainer.get("devices", 1)),
+        devices=devices,
         nodes=nodes,
         cpu=trainer.get("accelerator") == "cpu",
         steps=config.steps,
@@ -68,11 +74,10 @@ def count_devices(devices: Any) -> int:
         return 0
     if str(devices).isdigit() and int(devices) > 0:
         return int(devices)
-    # A list of them: [0, 1] or "0,1".
-    listed = devices.split(",") if isinstance(devices, str) and "," in devices else devices
-    if isinstance(listed, Sequence) and listed and all(str(device).strip().isdigit() for device in listed):
-        return len(listed)
-    raise ConfigError(f"trainer.devices must be a number of devices, a list of them or auto, but got {devices!r}.")
+    raise ConfigError(
+        f"trainer.devices must be a number of devices or auto, but got {devices}. Which ones a job of a sweep gets is "
+        "the launcher's to say; under launcher=local, CUDA_VISIBLE_DEVICES sets those that it hands out."
+    )
 
 
 def to_run(jobs: Sequence[Job], rerun: str) -> tuple[list[Job], list[Job], list[Job]]:

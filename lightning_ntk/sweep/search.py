@@ -185,16 +185,15 @@ class Study:
         states = self._optuna.trial.TrialState
         self.is_hopeless(job, progress)
         trial = self.asked.pop(job.name)
-        if state.status == "done" and progress.best is None:
-            self.study.tell(trial, state=states.FAIL)
+        if state.status == "done" and progress.best is not None:
+            self.study.tell(trial, as_gain(progress.best, progress))
+            return
+        self.study.tell(trial, state=states.PRUNED if state.status == "pruned" else states.FAIL)
+        if state.status == "done" and progress.metric is None:  # Else none of its scores was finite: it diverged.
             raise ConfigError(
                 f"{job.name} ended without a validation score, by which a search chooses: its data has no validation "
                 "classes, or its method does not learn. Give the data a validation split, or leave search= out."
             )
-        if state.status == "done":
-            self.study.tell(trial, as_gain(progress.best, progress))
-        else:
-            self.study.tell(trial, state=states.PRUNED if state.status == "pruned" else states.FAIL)
 
     def best(self) -> Any:
         """The best finished trial, or None."""

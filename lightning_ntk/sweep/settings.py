@@ -68,6 +68,11 @@ class Settings:
                     f"{getattr(self, name)!r}."
                     f"{nearest_name(str(getattr(self, name)), filter(None, choices))}"
                 )
+        if self.search is not None and self.launcher != "local" and self.jobs is None:
+            raise ConfigError(
+                f"search={self.search} under launcher={self.launcher} needs jobs=NUMBER, the trials at once: settings "
+                "are chosen by the scores of earlier trials, of which there would be none if all began together."
+            )
         for name, least in (("jobs", 1), ("retries", 0), ("max_jobs", 1), ("trials", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -42,8 +42,10 @@ class CsvMetrics(Logger):
         self.file = file
         self._rows: list[dict[str, Any]] = []
         if resume_step is not None and file.exists():
-            with file.open(newline="", encoding="utf-8") as lines:
-                self._rows = [row for row in csv.DictReader(lines) if _is_complete(row, resume_step)]
+            # A machine that went down in the middle of a row can leave zeros, or anything, at the end.
+            with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+                whole = csv.DictReader(line.replace("\0", "") for line in lines)
+                self._rows = [row for row in whole if _is_complete(row, resume_step)]
         self._columns = list(self._rows[0]) if self._rows else list(FIRST_COLUMNS)
         self._written = False
 
@@ -82,4 +84,5 @@ class CsvMetrics(Logger):
 
 def _is_complete(row: dict[str, Any], resume_step: int) -> bool:
     """Whether a row was written whole (a kill can cut the last one) and was measured before a step."""
-    return None not in row.values() and row["step"].isdigit() and int(row["step"]) < resume_step
+    step = row.get("step") or ""
+    return None not in (*row, *row.values()) and step.isdecimal() and int(step) < resume_step

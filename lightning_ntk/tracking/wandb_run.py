@@ -25,6 +25,8 @@ from lightning_ntk.tracking.media import Media
 from lightning_ntk.tracking.wandb_media import episode_table, probe_tables, spectrum_media, to_wandb
 
 SETTINGS = ("mode", "project", "entity")
+# In the run folder: the run's id in W&B, for when it is resumed.
+ID_FILE = "wandb_id"
 # W&B waits without end for an upload when the network has gone; what is left can be synced later.
 FINISH_TIMEOUT_S = 300
 # Its process keeps that time itself. So much longer, in any call, and the process hangs.
@@ -115,6 +117,9 @@ class WandbRun(WandbLogger):
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step", step_sync=True)
         self._experiment = run
+        # In a sweep of W&B's, the server decides the id.
+        self._id = run.id
+        (Path(self.save_dir) / ID_FILE).write_text(run.id, encoding="utf-8")
         self.is_offline = bool(run.offline)
         self.folder = Path(run.dir).parent
 
@@ -184,7 +189,7 @@ class WandbRun(WandbLogger):
 @rank_zero_only
 def run_id(folder: Path) -> str | None:
     """The W&B id of a run, kept in its folder for when it is resumed; None on other ranks, which have no W&B run."""
-    file = folder / "wandb_id"
+    file = folder / ID_FILE
     if not file.exists():
         file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     return file.read_text(encoding="utf-8")

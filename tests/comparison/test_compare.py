@@ -151,6 +151,24 @@ def test_what_a_run_ran_on_does_not_keep_it_from_a_mean(runs):
     assert sum("mean over 2 seeds" in name for name in names) == 1
 
 
+def test_runs_that_were_attacked_differently_are_never_averaged():
+    attack = {"linf_eps": ["2/255"], "steps": 20, "fit_steps": 5}
+    variants = {
+        "a": {"adversarial": attack, "timing": {"_target_": "x"}},
+        "b": {"adversarial": {**attack, "fit_steps": 1}, "pictures": {"steps": 3}},  # Neither decides the test.
+        "c": {"adversarial": {**attack, "steps": 5}},
+        "d": {"adversarial": {**attack, "steps": 5}},
+    }
+    for seed, (name, callbacks) in enumerate(variants.items()):
+        write_run(f"attacked/{name}", "maml", [0.5, 0.7], seed=seed, config={"callbacks": callbacks})
+    names = [row.name for row in compare.compare([Path("attacked")]) if row.runs > 1]
+    assert names == ["maml, mean over 2 seeds (a, b)", "maml, mean over 2 seeds (c, d)"]
+    for name in "cd":  # What is left out cannot differ.
+        write_run(f"some/{name}", "maml", [0.5, 0.7], seed=ord(name), config={"callbacks": variants["c"]})
+    write_run("some/without", "maml", [0.5, 0.7], seed=0, config={"callbacks": None})
+    assert [row.name for row in compare.compare([Path("some")]) if row.runs > 1] == ["maml, mean over 3 seeds"]
+
+
 def test_repeats_of_one_seed_are_called_runs(runs):
     write_run("twice/a", "maml", [0.5, 0.7])
     write_run("twice/b", "maml", [0.7, 0.7])

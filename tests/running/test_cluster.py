@@ -13,8 +13,9 @@ from ports import free_port
 from test_resume import check_equal, parameters
 from test_train import TINY_SINE, run
 
-from lightning_ntk import train
+from lightning_ntk import evaluate, train
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running import cluster
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder
@@ -109,6 +110,54 @@ def test_a_preempted_slurm_job_is_requeued_and_ends_as_one_that_was_not(requeues
     assert status == 0, error
     check_equal("whole", folder)
     assert len(list(Path("runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_signal_during_a_test_requeues_the_job_and_saves_nothing_of_lightnings(command, requeues, monkeypatch):
+    run(*TINY_SINE)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    collect, signals = MetaLearner._collect, []
+
+    def once(self, episodes):
+        if not signals:
+            signals.append(signal.SIGUSR1)
+            assert signal.getsignal(signal.SIGUSR1) is not signal.SIG_DFL, "the signal would end this process"
+            assert not self.trainer._accelerator_connector.cluster_environment.auto_requeue
+            signal.raise_signal(signal.SIGUSR1)
+        collect(self, episodes)
+
+    monkeypatch.setattr(MetaLearner, "_collect", once)
+    train.main(["ckpt=run"]) if command == "train" else evaluate.main(["run=run", "name=it"])
+    assert signals
+    assert requeues.read_text() == "requeue 4711\n"
+    assert not list(Path.cwd().rglob("hpc_ckpt*"))
+
+
+def test_a_checkpoint_of_lightnings_requeueing_that_lies_around_is_not_loaded(monkeypatch):
+    whole = run(*TINY_SINE, folder="whole")
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    Path("hpc_ckpt_1.ckpt").write_bytes(b"of another program")
+    assert run(*TINY_SINE).episodes == whole.episodes
+    evaluate.main(["run=run", "name=it"])
+    assert read_results(Path("run/evaluations/it")).episodes == whole.episodes
+
+
+def test_a_job_that_began_from_a_checkpoint_goes_on_with_its_own(monkeypatch, capsys):
+    run(*TINY_SINE, folder="first")
+    Path("first/checkpoints/last.ckpt").rename("taken.ckpt")
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    words = ["ckpt=taken.ckpt", "steps=4", "seed=0"]
+    for count, finished in (("0", False), ("1", True)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        train.main(words)
+        assert ("has finished its 4 steps" in capsys.readouterr().out) == finished
+    assert [path.name for path in Path("runs").iterdir()] == ["sinusoid_meta_rkhs_ii_seed0_slurm4711"]
+    Path("runs/sinusoid_meta_rkhs_ii_seed0_slurm4711/checkpoints/last.ckpt").unlink()
+    train.main(words)  # Stopped before a checkpoint of its own: from the given one again.
+    assert "has finished" not in capsys.readouterr().out
 
 
 def test_without_scontrol_a_signal_does_not_end_the_training(tmp_path, monkeypatch, capfd):

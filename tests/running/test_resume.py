@@ -135,6 +135,31 @@ def test_a_learning_rate_set_on_resuming_takes_effect():
     assert all(torch.allclose(value, before[key], rtol=0, atol=1e-7) for key, value in parameters("run").items())
 
 
+def test_a_schedule_that_has_ended_does_not_hold_a_constant_rate_down():
+    train.main([*TINY_SINE, "lr_schedule=cosine", "method.lr=1e-2", "run_dir=run", "test=false"])
+    assert rate_of("run") == pytest.approx(0.5e-2)
+    train.main(["ckpt=run", "steps=3", "lr_schedule=constant"])
+    assert rate_of("run") == 1e-2
+
+
+def rate_of(folder):
+    state = torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)
+    return state["optimizer_states"][0]["param_groups"][0]["lr"]
+
+
+def test_settings_that_were_added_or_left_out_may_be_given_again():
+    own = ["+trainer.benchmark=false", "~trainer.precision", "++method.ridge=0.01"]
+    train.main([*TINY_SINE, *own, "run_dir=run", "test=false"])
+    train.main([*TINY_SINE, *own, "ckpt=run", "steps=3"])  # As a sweep or a cluster does that starts the job again.
+    assert OmegaConf.load("run/config.yaml").trainer.benchmark is False
+    train.main(["ckpt=run", "steps=4", "+trainer.benchmark=true"])
+    train.main(["ckpt=run", "steps=5", "trainer.benchmark=false", "++method.ridge=0.02"])
+    config = OmegaConf.load("run/config.yaml")
+    assert (config.trainer.benchmark, config.method.ridge, "precision" in config.trainer) == (False, 0.02, False)
+    evaluate.main(["run=run", "+trainer.benchmark=true", "~trainer.precision", "name=it"])
+    assert read_results(Path("run/evaluations/it")).config["trainer"]["benchmark"] is True
+
+
 def test_a_run_stopped_in_its_test_ends_with_the_same_metrics(monkeypatch):
     whole = run(*TINY_SINE, folder="whole")
 

@@ -12,6 +12,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.settings.building import check_types, instantiate
 from lightning_ntk.settings.config import compose_config, conf_folder, groups
+from lightning_ntk.settings.overrides import still_valid
 
 
 @pytest.mark.parametrize(
@@ -205,3 +206,26 @@ def test_settings_of_the_right_types_pass():
     check_types({"whole": 1, "real": 2, "on": True, "widths": [3, 4], "kind": "b"}, Typed, "net")
     check_types({"real": None, "widths": []}, Typed, "net")
     check_types({"whole": "abc"}, typed, "net")  # Annotations that cannot be resolved check nothing.
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "kept"),
+    [
+        (["+x=1"], ["+x=2"], []),
+        (["+x=1"], ["x=2"], ["+x=1"]),
+        (["+x=1"], ["++x=2"], ["+x=1"]),
+        (["+x=1"], ["~x"], ["+x=1"]),
+        (["++x=1"], ["+x=2"], []),
+        (["++x=1"], ["++x=2"], ["++x=1"]),
+        (["~steps"], ["~steps"], []),
+        (["~steps"], ["steps=2"], []),
+        (["~steps"], ["+steps=2"], ["~steps"]),
+        (["~steps", "+steps=1"], ["~steps", "+steps=1"], []),
+        (["~recipe"], ["~recipe"], []),
+        (["steps=1", "+x=1"], ["steps=2", "+y=1"], ["steps=1", "+x=1"]),
+    ],
+)
+def test_overrides_of_a_run_and_those_given_now_are_what_hydra_takes(earlier, later, kept):
+    assert still_valid(earlier, later) == kept
+    with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
+        compose("train", overrides=[*kept, *later])

@@ -96,8 +96,14 @@ def test_bad_input_is_named_before_anything_starts(capsys):
             "baseline=reptile",
         ): "baseline=reptile: no job trains it. Methods of this sweep: maml, anil",
         ("seed=1,2", "baseline=seed=1"): "baseline=seed=1 is no method",
-        ("seed=1,2", "trainer.devices=64", "trainer.accelerator=cpu"): "this machine has",
+        ("seed=1,2", "trainer.devices=64", "trainer.accelerator=cpu", "data.tasks_per_step=64"): "this machine has",
         ("seed=1,2", "trainer.devices=x"): "trainer.devices must be a number",
+        ("seed=1,2", "trainer.devices=[2,3]"): "trainer.devices must be a number of devices or auto, but got [2, 3]",
+        (
+            *("data=glyphs", "data.tasks_per_step=4,2", "trainer.devices=2", "trainer.num_nodes=2", "launcher=slurm"),
+        ): "data.tasks_per_step=2 tasks cannot be shared equally by 4 processes",
+        ("search=optuna", "method.lr=interval(0,1)", "launcher=ray"): "launcher=ray needs jobs=NUMBER",
+        ("search=optuna", "method.lr=interval(0,1)", "launcher=slurm"): "launcher=slurm needs jobs=NUMBER",
         ("seed=1,2", "trainer.num_nodes=2"): "launcher=slurm",
         ("seed=1,2", "launcher=ray", "ray.address=127.0.0.1:1"): "ray.address=127.0.0.1:1 does not answer",
         ("seed=1,2", "out=/proc/nowhere"): "out=/proc/nowhere cannot be written",
@@ -130,7 +136,8 @@ def test_a_baseline_of_several_settings_or_without_a_result_costs_the_difference
 def test_results_go_only_when_their_jobs_can_start_anew(capsys):
     words = ["sweep", "seed=0,1", "out=o"]
     assert cli.main(words) == 0
-    assert cli.main([*words, "--rerun", "all", "trainer.devices=64", "trainer.accelerator=cpu"]) == 2
+    many = ["trainer.devices=64", "data.tasks_per_step=64"]
+    assert cli.main([*words, "--rerun", "all", *many, "trainer.accelerator=cpu"]) == 2
     assert "this machine has" in capsys.readouterr().err
     assert len(list(Path("o").glob("*/results.json"))) == 2
 
@@ -248,6 +255,9 @@ def test_sweeps_are_no_group_and_the_defaults_are_those_of_the_yaml(capsys):
     page = capsys.readouterr().out
     assert "--rerun failed|all" in page
     assert "launcher=local" in page
+    assert max(map(len, page.splitlines())) <= 140
+    assert cli.main(["sweep", "--many", "--help"]) == 0
+    assert capsys.readouterr().out == page
 
 
 def test_no_setting_of_a_sweep_has_the_name_of_one_of_a_run():
@@ -257,10 +267,10 @@ def test_no_setting_of_a_sweep_has_the_name_of_one_of_a_run():
 
 def test_what_a_job_needs_is_read_from_its_composed_config(tmp_path):
     known = groups([conf_folder()])
-    grid = {"a": ["steps=100", "trainer.devices=2"], "b": ["experiment=demo", "trainer.devices=[0,3,4]", "test=false"]}
+    grid = {"a": ["steps=100", "trainer.devices=2"], "b": ["experiment=demo", "trainer.devices=4", "test=false"]}
     first, second = plan.make_jobs(grid, tmp_path, known, None)
     assert (first.needs.steps, first.needs.devices, first.needs.tests) == (100, 2, True)
-    assert (second.needs.steps, second.needs.devices, second.needs.tests) == (300, 3, False)
+    assert (second.needs.steps, second.needs.devices, second.needs.tests) == (300, 4, False)
     assert plan.count_devices("auto") == plan.count_devices(-1) == 0
     assert first.arguments()[-3:] == ["steps=100", "trainer.devices=2", "trainer.enable_progress_bar=false"]
 

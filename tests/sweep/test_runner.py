@@ -19,7 +19,7 @@ from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep import job as job_module
 from lightning_ntk.sweep.command import JobList
 from lightning_ntk.sweep.job import read_state, write_state
-from lightning_ntk.sweep.launchers.local import LocalLauncher
+from lightning_ntk.sweep.launchers.local import LocalLauncher, visible_gpus
 from lightning_ntk.sweep.plan import begins_anew, start_anew, to_run
 from lightning_ntk.sweep.process import JobProcess, job_environment
 from lightning_ntk.sweep.runner import Clock, Runner
@@ -383,6 +383,22 @@ def test_slots_have_their_gpus_and_their_cores(monkeypatch, tmp_path):
         LocalLauncher([job_module.Needs(devices=9)], None)
     with pytest.raises(ConfigError, match=r"num_nodes=2.*launcher=slurm"):
         LocalLauncher([job_module.Needs(nodes=2)], None)
+
+
+LISTING = """GPU 0: NVIDIA H100 (UUID: GPU-a)
+  MIG 1g.10gb Device 0: (UUID: MIG-b)
+  MIG 1g.10gb Device 1: (UUID: MIG-c)
+GPU 1: NVIDIA H100 (UUID: GPU-d)
+"""
+
+
+def test_gpus_are_known_by_the_numbers_that_the_driver_gives_them(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{LISTING}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
 
 
 def test_a_launcher_is_never_given_more_than_it_has_room_for(tmp_path):

@@ -160,6 +160,17 @@ def test_a_search_without_validation_scores_ends_at_its_first_trial(tmp_path):
     assert study.count("FAIL") == 1
 
 
+def test_a_trial_that_diverged_is_told_and_the_search_goes_on(tmp_path):
+    search = search_in(tmp_path, ["method=maml", "method.lr=interval(0.001,0.1)"], trials=2, prune=True)
+    (study,) = search.studies
+    for score in (math.nan, 0.5):
+        (job,) = search.take(1)
+        search.finished(job, State("done"), Progress(2, "val/accuracy", ((1, score), (2, score))))
+    assert (study.count("FAIL"), study.count("COMPLETE")) == (1, 1)
+    assert study.best().value == 0.5
+    assert not search.take(1)
+
+
 @pytest.mark.parametrize(
     ("word", "expected"),
     [

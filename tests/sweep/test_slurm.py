@@ -132,3 +132,12 @@ def test_a_machine_without_slurm_is_named(tmp_path):
         SlurmLauncher([Needs()], None, SlurmSettings(cluster="x"), tmp_path)
     with pytest.raises(ConfigError, match="must be a number under launcher=slurm"):
         SlurmLauncher([Needs(devices=0)], None, LOCAL, tmp_path)
+
+
+def test_a_job_may_meet_its_time_limit_again_and_again(tmp_path, monkeypatch):
+    tool = tmp_path / "srun"  # By which submitit knows a cluster.
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    launcher = SlurmLauncher([Needs()], None, SlurmSettings(), tmp_path)
+    assert launcher.executor._executor.max_num_timeout >= 1000

@@ -51,3 +51,17 @@ def test_a_new_run_starts_a_new_file(tmp_path):
     CsvMetrics(file).log_metrics({"train/loss": 1.0}, step=0)
     CsvMetrics(file).log_metrics({"train/loss": 2.0}, step=0)
     assert [row["train/loss"] for row in rows(file)] == ["2.0"]
+
+
+def test_a_resumed_file_may_end_in_anything(tmp_path):
+    file = tmp_path / "metrics.csv"
+    CsvMetrics(file).log_metrics({"train/loss": 1.0}, step=0)
+    for number, end in enumerate((b"\0\0\0", b"1,\xff\xfe,,", b"1,2,3,4,5,6,7\n", "\u00b2,1,1,1\n".encode())):
+        damaged = tmp_path / f"{number}.csv"
+        damaged.write_bytes(file.read_bytes() + end)
+        CsvMetrics(damaged, resume_step=5).log_metrics({"train/loss": 2.0}, step=5)
+        kept = [(row["step"], row["train/loss"]) for row in rows(damaged)]
+        assert (kept[0], kept[-1]) == (("0", "1.0"), ("5", "2.0"))
+    (tmp_path / "empty.csv").write_text("\n\n1\n")
+    CsvMetrics(tmp_path / "empty.csv", resume_step=5).log_metrics({"train/loss": 2.0}, step=5)
+    assert [row["train/loss"] for row in rows(tmp_path / "empty.csv")] == ["2.0"]

@@ -18,6 +18,7 @@ from test_train import TINY_SINE
 from lightning_ntk import train
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.running.results import read_results
+from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.tracking.loggers import log_media
 from lightning_ntk.tracking.media import Histogram, Lines, Table
 from lightning_ntk.tracking.wandb_media import probe_tables, spectrum_media, to_wandb
@@ -80,6 +81,15 @@ def test_a_run_tells_wandb_what_its_files_hold_and_no_key_is_kept(monkeypatch, c
     assert list(Path(command).glob("run-*.wandb"))
     for file in (file for file in Path("run").rglob("*") if file.is_file()):
         assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_the_id_that_a_sweep_of_wandb_gives_is_the_one_that_is_kept():
+    command = [sys.executable, "-m", "lightning_ntk.train", *TINY_SINE, "logger=wandb_offline", "run_dir=run"]
+    given = {"WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": "run7", "PYTHONPATH": str(conf_folder().parent)}
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | given
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=True)
+    assert Path("run/wandb_id").read_text() == "run7"
+    assert re.search(r"Upload it by: wandb sync \S*offline-run-\S+-run7\n", done.stdout)
 
 
 # Signals W&B's process when the first validation has been logged: kills it, as the out-of-memory killer would, or stops

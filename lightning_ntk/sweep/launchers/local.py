@@ -1,6 +1,7 @@
 """launcher=local: jobs are processes of this machine, each with its GPUs or its share of the cores."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def visible_gpus() -> list[str]:
     if tool is None:
         return []
     listing = subprocess.run([tool, "--list-gpus"], capture_output=True, text=True, check=False).stdout
-    return [str(number) for number, line in enumerate(listing.splitlines()) if line.startswith("GPU ")]
+    return re.findall(r"^GPU (\d+):", listing, re.MULTILINE)  # The parts of a GPU (MIG) stand between them.
 
 
 def available_cores() -> int:

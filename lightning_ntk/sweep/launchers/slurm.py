@@ -18,6 +18,8 @@ from lightning_ntk.sweep.settings import SlurmSettings
 
 # As long as submitit itself waits.
 RESULTS_WITHIN_S = 15.0
+# submitit lets a job meet its time limit so often before it gives it up; a long training goes on each time.
+TIME_LIMITS = 10_000
 
 
 def import_submitit() -> Any:
@@ -117,7 +119,9 @@ class SlurmLauncher:
                 raise ConfigError("trainer.devices must be a number under launcher=slurm: it is the number of tasks.")
         try:
             submitit_folder = folder / "slurm"
-            self.executor = self.submitit.AutoExecutor(submitit_folder, cluster=settings.cluster)
+            self.executor = self.submitit.AutoExecutor(
+                submitit_folder, cluster=settings.cluster, slurm_max_num_timeout=TIME_LIMITS
+            )
         except (RuntimeError, OSError) as error:
             raise ConfigError(f"launcher=slurm: {error} (is this a machine of a SLURM cluster?)") from error
         self.settings = settings
