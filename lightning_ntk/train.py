@@ -19,6 +19,7 @@ from lightning_ntk.methods.base import MetaLearner, measurements, training_measu
 from lightning_ntk.running import cluster, random_state, run_folder
 from lightning_ntk.running.checkpointing import checkpoint_callbacks, save_untrained
 from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.report import report_lines
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
 from lightning_ntk.running.run import Run
 from lightning_ntk.running.run_folder import Checkpoint
@@ -42,17 +43,22 @@ def main(argv: list[str] | None = None) -> None:
         return
     overrides, config_folder, checkpoint, inherited = command.overrides, command.config_folder, None, []
     resumed_from = last_value(overrides, "ckpt")
-    if resumed_from is None and cluster.is_restarted():
-        resumed_from = run_folder.restarted_from(compose_config("train", overrides, config_folder))
-        if resumed_from is not None:
-            overrides = [o for o in overrides if key_of(o) != "run_dir"]
     if resumed_from is not None:
         checkpoint = run_folder.load_checkpoint(resumed_from, "ckpt")
         run_folder.check_no_other_folder(checkpoint, overrides)
         # The run's own settings, and what is asked now on top.
-        inherited = checkpoint.settings()
+        inherited = checkpoint.settings(overrides)
         config_folder = config_folder or checkpoint.config_folder
     config = compose_config("train", overrides, config_folder, inherited)
+    if checkpoint is None or checkpoint.folder is None:
+        # A job that the cluster starts again goes on in its own folder, whatever checkpoint it began from.
+        restarted_from = run_folder.restarted_from(config)
+        if restarted_from is not None:
+            overrides = [o for o in overrides if key_of(o) not in ("ckpt", "run_dir")]
+            checkpoint = run_folder.load_checkpoint(restarted_from, "ckpt")
+            inherited = checkpoint.settings(overrides)
+            config_folder = config_folder or checkpoint.config_folder
+            config = compose_config("train", overrides, config_folder, inherited)
     if command.show_config:
         sys.stdout.write(OmegaConf.to_yaml(config))
         return
@@ -67,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 def train(
     config: DictConfig, overrides: list[str], checkpoint: Checkpoint | None = None, config_folder: str | None = None
 ) -> Path:
-    """Run one training, from a composed config; returns the run folder. All bad input is found before it exists."""
+    """Run one training, from a composed config; returns the run folder. After bad input, nothing of it is left."""
     quiet()
     if cluster.is_child():
         cluster.die_with_parent()
@@ -77,52 +83,51 @@ def train(
     check_wandb(wandb)
     method_name, data_name = config.choices.method, config.choices.data
     resumed = checkpoint is not None and checkpoint.folder is not None
-    folder = checkpoint.folder if resumed else run_folder.new_run_folder(config, method_name, data_name)
+    folder, made = (checkpoint.folder, []) if resumed else run_folder.new_run_folder(config, method_name, data_name)
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
-
-    data = build_data(config)
-    if not data.has_split("train"):
-        raise ConfigError(
-            f"data={data_name} has no training classes: test a run on it, by lightning-ntk evaluate run=RUN "
-            f"data={data_name}."
-        )
-    if checkpoint is not None:
-        run_folder.check_same_tasks(checkpoint, data.spec, "ckpt")
-    method = build_method(config, data.spec)
-    check_ways(method, data)
-    if checkpoint is not None:
-        run_folder.check_same_parameters(checkpoint, method, "ckpt")
-    method.run = {
-        "config": plain(config),
-        "overrides": list(overrides),
-        "config_folder": None if config_folder is None else str(as_path(config_folder, "--config-dir").resolve()),
-        "spec": dataclasses.asdict(data.spec),
-    }
-    loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]
-    callbacks = build_callbacks(config)
-    prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
-    best, last = checkpoint_callbacks(folder, data)
-    schedule = [CosineSchedule(config.steps)] if config.lr_schedule == "cosine" else []
-    trainer = build_trainer(config, data, loggers, [*schedule, *callbacks, *([best] if best else []), last])
-    data.check_shared(trainer.world_size)
-    check_precision(config.trainer.get("precision"), method)
-    is_new = not resumed and not cluster.is_restarted()
-    made = run_folder.create(folder, config, overrides, is_new=is_new) if trainer.is_global_zero else []
-    tracker = contextlib.nullcontext()
     try:
+        data = build_data(config)
+        if not data.has_split("train"):
+            raise ConfigError(
+                f"data={data_name} has no training classes: test a run on it, by lightning-ntk evaluate run=RUN "
+                f"data={data_name}."
+            )
+        if checkpoint is not None:
+            run_folder.check_same_tasks(checkpoint, data.spec, "ckpt")
+        method = build_method(config, data.spec)
+        check_ways(method, data)
+        if checkpoint is not None:
+            run_folder.check_same_parameters(checkpoint, method, "ckpt")
+        method.run = {
+            "config": plain(config),
+            "overrides": list(overrides),
+            "config_folder": None if config_folder is None else str(as_path(config_folder, "--config-dir").resolve()),
+            "spec": dataclasses.asdict(data.spec),
+        }
+        loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]
+        callbacks = build_callbacks(config)
+        prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
+        best, last = checkpoint_callbacks(folder, data)
+        schedule = [CosineSchedule(config.steps)] if config.lr_schedule == "cosine" else []
+        own = [*schedule, *callbacks, *([best] if best else []), last]
+        trainer = build_trainer(config, data, folder, loggers, own)
+        data.check_shared(trainer.world_size)
+        check_precision(config.trainer.get("precision"), method)
+        is_new = not resumed and not cluster.is_restarted()
+        made += run_folder.create(folder, config, overrides, is_new=is_new) if trainer.is_global_zero else []
+        tracker = contextlib.nullcontext()
         if wandb is not None:
             tracker = WandbRun(wandb, folder, plain(config), data.task_settings())
             tracker.start()
             trainer.loggers = [*loggers, tracker]
-    except ConfigError:
+    except BaseException:
         run_folder.discard(folder, made)
         raise
     if trainer.is_global_zero:
         announce(config, data, method, checkpoint)
         if resumed and checkpoint.content["global_step"] < config.steps:
             (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
-
-    with interruptible(f"Go on with: lightning-ntk train ckpt={shlex.quote(str(folder))}"), tracker:
+    with interruptible(lambda: how_to_go_on(folder)), cluster.requeued_on_signal(folder), tracker:
         fit_and_test(trainer, method, data, config, folder, checkpoint)
     return folder
 
@@ -140,12 +145,12 @@ def fit_and_test(
     best = last.with_name("best.ckpt") if method.meta_trains and data.has_split("val") else last
     if method.meta_trains:
         resume_from = None if checkpoint is None else str(checkpoint.file)
-        with cluster.requeued_on_signal(folder):
-            trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
     elif trainer.is_global_zero:
         save_untrained(method, last)
     if config.test:
-        result = run_test(trainer, method, data, config, best if config.test_checkpoint == "best" else last)
+        tested = best if config.test_checkpoint == "best" else last
+        result = run_test(trainer, method, data, config, tested if method.meta_trains else None)
         if trainer.is_global_zero:
             write_results(folder, result)
             report(result)
@@ -186,6 +191,13 @@ def announce(
         sys.stdout.write(f"The run has finished its {config.steps} steps; steps=MORE would train it for longer.\n")
     elif method.meta_trains and not data.has_split("val"):
         sys.stdout.write("The data has no validation split: the last checkpoint is the one tested.\n")
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do about a run that was interrupted."""
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return f"Go on with: lightning-ntk train ckpt={shlex.quote(str(folder))}"
+    return f"There is no checkpoint yet: delete {shlex.quote(str(folder))} and train again."
 
 
 def build_data(config: DictConfig) -> pl.LightningDataModule:
@@ -237,10 +249,11 @@ def check_ways(method: MetaLearner, data: pl.LightningDataModule) -> None:
 
 
 def run_test(
-    trainer: pl.Trainer, method: MetaLearner, data: pl.LightningDataModule, config: DictConfig, weights: Path
+    trainer: pl.Trainer, method: MetaLearner, data: pl.LightningDataModule, config: DictConfig, weights: Path | None
 ) -> RunResult:
-    """Test the weights of a checkpoint and gather the results."""
-    method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
+    """Test the weights of a checkpoint (None: the method as it is) and gather the results."""
+    if weights is not None:
+        method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
     # What training logged: before this process took it up, and since.
     measured = method.measured | training_measurements(trainer)
     trainer.test(method, datamodule=data, verbose=False)
@@ -274,14 +287,7 @@ def run_test(
 
 def report(result: RunResult) -> None:
     """Say how it went."""
-    for name, values in result.episodes.items():
-        mean, half_width = mean_and_ci95(values)
-        shown = (
-            f"{100 * mean:.2f} ± {100 * half_width:.2f} %"
-            if name.endswith("accuracy")
-            else f"{mean:.4f} ± {half_width:.4f}"
-        )
-        sys.stdout.write(f"{result.method} on {result.data}: {name} {shown} over {len(values)} episodes\n")
+    sys.stdout.writelines(f"{line}\n" for line in report_lines(result))
 
 
 def quiet() -> None:
