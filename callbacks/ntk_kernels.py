@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk import empirical_ntk, functional, spectrum
 from lightning_ntk.ntk.jacobian import Params
 
@@ -21,7 +22,7 @@ def kernels(
         full,
         x.to(next(iter(full.values())).dtype),
         kind="mean_trace" if kind == "trace" else kind,
-        coupled=getattr(module, "couples_examples", True),
+        coupled=couples_examples(module),
         by_layer=by_layer,
     )
     layers = {name: matrix(part) for name, part in found.items()} if by_layer else {}

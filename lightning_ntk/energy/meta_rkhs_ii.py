@@ -126,11 +126,12 @@ def _by_full_kernel(network, params, data, query_loss, how, work) -> MetaGradien
         return _solve_and_query(network, params, *task, query_loss, how, work)
 
     def support_part(x: Tensor, *terms: Tensor) -> Params:
-        return support_gradient(network, params, x, SupportTerms(*terms), work)
+        return support_gradient(network, params, x, SupportTerms(*terms), work, by_rows=by_rows)
 
     loss, of_query, terms = each_task(solve_and_query, data)
     outputs = terms.a.shape[-1] // data[0].shape[1]
-    terms, tangents, left_out = truncate(terms, outputs, how.coupled, how.rank_tolerance)
+    terms, by_rows, left_out = truncate(terms, outputs, how.coupled, how.rank_tolerance)
+    tangents = outputs if by_rows else terms.left.shape[-2]
     of_support = each_task(support_part, (data[0], *terms))
     gradient = {name: (of_query[name] + of_support[name]).sum(0) for name in params}
     return MetaGradient(loss.sum(), gradient, tangents, left_out)

@@ -30,7 +30,7 @@ class SupportTerms(NamedTuple):
     b: Tensor  # phi(H) J(X) v, [n C]
     adjoint: Tensor  # G, [n C, n C]
     singular: Tensor  # the singular values of M, falling, [n C] in float64
-    left: Tensor  # rows u_k: its left singular vectors, [n C, n C]; once truncated [k, n C]; or none: M by its rows
+    left: Tensor  # rows u_k: its left singular vectors, [n C, n C]; once truncated [k, n C]
 
     def right(self, left: Tensor) -> Tensor:
         """z = M^T u for each row u of `left` `[k, n C]`: `[k, P]`."""
@@ -43,7 +43,7 @@ def support_terms(
     """The terms of one task, from J(X) `[n C, P]`, H `[n C, n C]`, what was solved with it, and v `[P]`.
 
     M is the product of [a, 2 G] and the rows v and J(X), whose inner products N are known: the left singular vectors of
-    M are those of the small matrix [a, 2 G] N^(1/2). In float64. With `by_rows` they are left out: M's rows serve.
+    M are those of the small matrix [a, 2 G] N^(1/2). In float64. With `by_rows` none are computed: M's rows serve.
     """
     c = inner_products(jacobian, v[None]).squeeze(-1)
     adjoint = solution.adjoint(c)
@@ -58,31 +58,36 @@ def support_terms(
     return SupportTerms(jacobian, v, *rounded, singular, left.mT.to(v.dtype))
 
 
-def truncate(terms: SupportTerms, outputs: int, coupled: bool, tolerance: float) -> tuple[SupportTerms, int, Tensor]:
+def truncate(terms: SupportTerms, outputs: int, coupled: bool, tolerance: float) -> tuple[SupportTerms, bool, Tensor]:
     """Keep the fewest singular vectors of M that leave out at most `tolerance` of its Frobenius norm, in every task.
 
-    Where that are more than the C = `outputs` rows of M that an uncoupled example has, none are kept: its rows serve.
-    With `tolerance` 0 nothing is left out, and no number is read: the host does not wait for a GPU.
+    Where that are more than the C = `outputs` rows of M that an uncoupled example has, its rows serve instead. With
+    `tolerance` 0 nothing is left out, and no number is read: the host does not wait for a GPU.
 
     Returns:
-        The terms, the number of tangents an example, and the part of the norm left out (scalar, float64).
+        The terms, whether M's rows serve, and the part of the norm left out (scalar, float64).
     """
     if tolerance == 0:
-        return terms, terms.left.shape[-2] or outputs, terms.singular.new_zeros(())
+        return terms, not coupled, terms.singular.new_zeros(())
     # Entry k: the norm of M without its first k terms, relative to all; summed from the small end to keep its digits.
     remains = terms.singular.square().flip(-1).cumsum(-1).flip(-1).sqrt()
     remains = remains / remains[..., :1].clamp(min=torch.finfo(remains.dtype).tiny)
-    rank = int((remains > tolerance).sum(-1).max())
+    rank = max(1, int((remains > tolerance).sum(-1).max()))
     if not coupled and rank > outputs:
-        return terms._replace(left=terms.left[..., :0, :]), outputs, remains.new_zeros(())
+        return terms, True, remains.new_zeros(())
     left_out = remains[..., rank].max() if rank < remains.shape[-1] else remains.new_zeros(())
-    return terms._replace(left=terms.left[..., :rank, :]), rank, left_out
+    return terms._replace(left=terms.left[..., :rank, :]), False, left_out
 
 
-def support_gradient(network: Network, params: Params, x: Tensor, terms: SupportTerms, work: Work) -> Params:
-    """<M, dJ(X)> - <b, df(X)> of one task, in the shapes of theta, for support inputs x `[n, ...]`."""
+def support_gradient(
+    network: Network, params: Params, x: Tensor, terms: SupportTerms, work: Work, *, by_rows: bool
+) -> Params:
+    """<M, dJ(X)> - <b, df(X)> of one task, in the shapes of theta, for support inputs x `[n, ...]`.
+
+    `by_rows`: differentiate each example along its own rows of M instead of all along the vectors in `terms`.
+    """
     vectors, n = terms.left.shape[0], x.shape[0]
-    if vectors == 0:
+    if by_rows:
         outputs = terms.a.shape[0] // n
         basis = torch.eye(n * outputs, dtype=terms.a.dtype, device=x.device).unflatten(0, (n, outputs))  # [n, C, n C]
         pieces = zip(in_chunks(x, work.at_once(outputs)), in_chunks(basis, work.at_once(outputs)), strict=True)

@@ -15,6 +15,8 @@ from lightning_ntk.ntk.memory import PLANNED_PART, available_bytes, footprint
 
 # Copies of a task's support Jacobian that live at one time: itself, while it is put together, and its products.
 JACOBIAN_COPIES = 3
+# The same with the trace kernel (`energy.trace_kernel.task_gradient`): of the support's rows, and of the queries' rows.
+TRACE_COPIES = (4, 2)
 # On a CPU, a query set whose tensors are larger than this goes through the network by itself. The vmap over tasks saves
 # calls of operations, which is little beside its slower, grouped convolutions.
 CPU_QUERY_BYTES = 2**20
@@ -39,13 +41,20 @@ class Planner:
         tasks_per_chunk, pairs_at_once: as set by the user; None leaves them to the plan.
         coupled: whether the network couples its examples.
         outputs: C, where a support Jacobian is built; 0 where none is.
+        query_rows: whether the queries' Jacobian is built, too.
 
     Raises:
         ConfigError: a number below 1.
     """
 
     def __init__(
-        self, *, tasks_per_chunk: int | None = None, pairs_at_once: int | None = None, coupled: bool, outputs: int = 0
+        self,
+        *,
+        tasks_per_chunk: int | None = None,
+        pairs_at_once: int | None = None,
+        coupled: bool,
+        outputs: int = 0,
+        query_rows: bool = False,
     ) -> None:
         for key, value in (("tasks_per_chunk", tasks_per_chunk), ("pairs_at_once", pairs_at_once)):
             if value is not None and value < 1:
@@ -53,6 +62,7 @@ class Planner:
         self.given = tasks_per_chunk, pairs_at_once
         self.coupled = coupled
         self.outputs = outputs
+        self.query_rows = query_rows
         self._plans: dict[Any, Chunks] = {}
 
     def chunks(self, network: Network, params: Params, support_x: Tensor, query_x: Tensor) -> Chunks:
@@ -71,9 +81,11 @@ class Planner:
         of_one = footprint(network, params, support_x[0])
         pairs = of_one.pairs_at_once(support_x.device)
         of_task = max(n * max(1, self.outputs) * (n if self.coupled and self.outputs else 1), m)
-        rows = n * self.outputs * sum(p.numel() * p.element_size() for p in params.values())
+        of_support, of_queries = TRACE_COPIES if self.query_rows else (JACOBIAN_COPIES, 0)
+        rows = self.outputs * (of_support * n + of_queries * m)
+        held = rows * sum(p.numel() * p.element_size() for p in params.values())
         planned = int(PLANNED_PART * available_bytes(support_x.device))
-        fitting = planned // (JACOBIAN_COPIES * rows) if rows else tasks
+        fitting = planned // held if held else tasks
         queries_apart = support_x.device.type == "cpu" and m * of_one.largest > CPU_QUERY_BYTES
         return Chunks(max(1, min(pairs // of_task, fitting, tasks)), pairs, queries_apart)
 

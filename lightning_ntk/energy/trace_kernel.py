@@ -59,14 +59,12 @@ def task_gradient(
     cross = inner_products(query.flatten(1), support.flatten(1)) / outputs  # [m, n]
     delta, loss = grad_and_value(query_loss)(operator.outputs + (cross @ a).to(dtype), query_y)
     c = cross.mT @ delta.double()
-    b = flow.apply(c.mT).mT.to(dtype)
-    adjoint = _by_output(flow.adjoint, c, residual).sum(0).to(dtype)
-    pairs = delta @ a.to(dtype).mT  # [m, n]
-    of_query = torch.einsum("ji,icp->jcp", pairs, support) / outputs
-    of_support = (
-        torch.einsum("ji,jcp->icp", pairs, query) + 2 * torch.einsum("ik,kcp->icp", adjoint, support)
-    ) / outputs
-    direct = torch.einsum("jc,jcp->p", delta, query) - torch.einsum("ic,icp->p", b, support)
+    b = _by_output(flow.apply, c).mT.to(dtype)
+    adjoint = _by_output(flow.adjoint, c, residual).sum(0).to(dtype) / outputs
+    pairs = delta @ a.to(dtype).mT / outputs  # [m, n]
+    of_query = (pairs @ support.flatten(1)).view_as(query)
+    of_support = (pairs.mT @ query.flatten(1) + 2 * adjoint @ support.flatten(1)).view_as(support)
+    direct = delta.flatten() @ query.flatten(0, 1) - b.flatten() @ support.flatten(0, 1)
     parts = [unflatten(direct, params)]
     for x, rows in ((query_x, of_query), (support_x, of_support)):
         at_once = work.at_once(outputs)
@@ -82,11 +80,11 @@ def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: Cl
     kernel = inner_products(rows.flatten(1), rows.flatten(1)) / rows.shape[1]
     flow = GradientFlow(kernel, how.t, approximation=how.approximation, ridge=how.ridge)
     residual = (targets - operator.outputs).double()
+    apply = flow.apply
     if kernel.requires_grad:  # As in `ClosedForm.solve`.
         settings = {"approximation": how.approximation, "ridge": how.ridge}
-        columns = [gradient_flow(kernel, column, how.t, **settings) for column in residual.mT]
-        return rows, flow, residual, torch.stack(columns, 1)
-    return rows, flow, residual, flow.apply(residual.mT).mT
+        apply = lambda column: gradient_flow(kernel, column, how.t, **settings)  # noqa: E731
+    return rows, flow, residual, _by_output(apply, residual).mT
 
 
 def _by_output(function, *columns: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
+from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.running.results import mean_and_ci95
 
 # Maps query inputs [m, *input_shape] to outputs [m, C]; differentiable in its input and needs nothing else.
@@ -99,7 +100,7 @@ class MetaLearner(pl.LightningModule):
     @property
     def couples_queries(self) -> bool:
         """Whether what an adapted model says of a query depends on the queries beside it (batch statistics)."""
-        return getattr(self.network, "couples_examples", True)
+        return couples_examples(self.network)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.lr)
@@ -110,10 +111,9 @@ class MetaLearner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.measured = checkpoint.get("measured", {})
-        if self.lr != checkpoint["run"]["config"]["method"].get("lr", self.lr):
-            # Adam's moments go on; the learning rate is the one asked for now, not the one that lies beside them.
-            for group in (group for state in checkpoint["optimizer_states"] for group in state["param_groups"]):
-                group["lr"] = self.lr
+        # Adam's moments go on; the learning rate beside them may be of another setting, or of a schedule's last step.
+        for group in (group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]):
+            group["lr"] = self.lr
 
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
         with self._explained():

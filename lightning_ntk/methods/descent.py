@@ -10,7 +10,8 @@ from torch.func import functional_call, vmap
 from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_is_function
+from lightning_ntk.networks.base import couples_examples
+from lightning_ntk.ntk.checks import check_is_function
 from lightning_ntk.ntk.jacobian import Params, functional
 
 # Tasks share the overhead of a step, which is most of it where they are small. Above this part of the examples that are
@@ -31,7 +32,7 @@ class DescentLearner(MetaLearner):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         check_is_function(self.network)
-        self.planner = Planner(coupled=getattr(self.network, "couples_examples", True))
+        self.planner = Planner(coupled=couples_examples(self.network))
 
     def adapted_params(self, support_x: Tensor, support_y: Tensor) -> Params:
         """The adapted parameters `[T, *shape]` of T tasks, from their stacked support sets `[T, n, ...]`."""

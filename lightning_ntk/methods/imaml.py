@@ -133,16 +133,15 @@ def implicit_gradients(
         leaves = [p.detach().requires_grad_() for p in phi.values()]
         params = dict(zip(phi, leaves, strict=True))
         losses = query_losses(params)
-        target = _rows(torch.autograd.grad(losses.sum(), leaves))
+        unused = {"allow_unused": True, "materialize_grads": True}
+        target = _rows(torch.autograd.grad(losses.sum(), leaves, **unused))
         # A task's loss knows its own parameters only: the Hessian of the sum has the tasks' Hessians as its blocks.
-        slope = torch.autograd.grad(support_losses(params).sum(), leaves, create_graph=True)
+        slope = torch.autograd.grad(support_losses(params).sum(), leaves, create_graph=True, **unused)
 
     def curved(vectors: Tensor) -> Tensor:
         pieces = vectors.split([leaf[0].numel() for leaf in leaves], dim=1)
         directions = [piece.view_as(leaf) for piece, leaf in zip(pieces, leaves, strict=True)]
-        product = torch.autograd.grad(
-            slope, leaves, directions, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        product = torch.autograd.grad(slope, leaves, directions, retain_graph=True, **unused)
         return vectors + _rows(product) / curb
 
     solution, residuals = conjugate_gradient(curved, target, cg_steps)

@@ -5,10 +5,8 @@ import io
 import math
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_ntk.errors import ConfigError, MissingDependencyError
-from lightning_ntk.ntk import norms
 
 INSTALL_LINE = 'pip install "pip>=25" && pip install learn2learn==0.2.0 --config-settings="--build-option=build_ext"'
 
@@ -32,24 +30,6 @@ def check_inner_loop(steps: int, step_size: float, steps_key: str, size_key: str
         raise ConfigError(f"method.{steps_key} must be 0 or more, but got {steps}.")
     if not (step_size > 0 and math.isfinite(step_size)):
         raise ConfigError(f"method.{size_key} must be a finite positive number, but got {step_size}.")
-
-
-def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
-    """Raise `ConfigError` unless a network in training is a function of its parameters and inputs alone.
-
-    Args:
-        compiled: whether its derivatives are to be compiled, which takes PyTorch's own norms (see `ntk.norms`).
-    """
-    for name, layer in network.named_modules():
-        what = None
-        if isinstance(layer, _DropoutNd) and layer.p > 0:
-            what = "draws random numbers. Leave it out, or set its p to 0"
-        elif getattr(layer, "running_mean", None) is not None and layer.training:
-            what = "keeps running averages. Use networks.normalisation.BatchStatistics, or nn.GroupNorm"
-        elif compiled and isinstance(layer, norms.MODULES):
-            what = "has derivatives that come out wrong when compiled. Set method.compile=false, or use nn.GroupNorm"
-        if what:
-            raise ConfigError(f"network: layer {name} ({type(layer).__name__}) {what}.")
 
 
 def check_parts(network: nn.Module, method: str, parts: tuple[str, ...], instead: str) -> None:

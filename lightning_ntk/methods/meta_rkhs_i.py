@@ -14,8 +14,10 @@ from lightning_ntk.energy.tasks import Planner, each_task
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_choice, check_inner_loop, check_is_function
-from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, functional
+from lightning_ntk.methods.inner_loop import check_choice, check_inner_loop
+from lightning_ntk.networks.base import couples_examples
+from lightning_ntk.ntk.checks import check_is_function
+from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, add, functional, gradient_and_value
 from lightning_ntk.ntk.precision import full_precision, in_full_precision
 
 ENERGIES = ("euler", "cross", "literal")
@@ -100,7 +102,7 @@ class MetaRKHSI(MetaLearner):
         self.adaptation = adaptation or ("euler" if energy == "euler" else "gradient_descent")
         self.adapt_steps = adapt_steps
         self.adapt_lr = adapt_lr
-        self.coupled = getattr(network, "couples_examples", True)
+        self.coupled = couples_examples(network)
         outputs = spec.outputs if energy == "euler" and euler_steps > 1 else 0
         self.planner = Planner(tasks_per_chunk=tasks_per_chunk, coupled=self.coupled, outputs=outputs)
 
@@ -133,12 +135,22 @@ class MetaRKHSI(MetaLearner):
                 ) from error
             return with_gradient(loss, params, gradient)
         pairs = None if self.coupled else plan.pairs  # A coupled network's queries cannot be parted.
+        energies, gradients = [], []
+        for chunk in zip(*(part.split(plan.tasks) for part in data), strict=True):
 
-        def task_energy(*task: Tensor) -> Tensor:
-            return self._task_energy(network, params, *task, pairs)
+            def total(theta: Params, chunk: tuple[Tensor, ...] = chunk) -> Tensor:
+                return each_task(lambda *task: self._task_energy(network, theta, *task, pairs), chunk).sum()
 
-        chunks = zip(*(part.split(plan.tasks) for part in data), strict=True)
-        return torch.cat([each_task(task_energy, chunk) for chunk in chunks]).mean()
+            (gradient,), value = gradient_and_value(total, params, batched=False)
+            gradients.append(gradient)
+            energies.append(value)
+        gradient = {name: g / episodes.tasks for name, g in add(gradients).items()}
+        return with_gradient(sum(energies) / episodes.tasks, params, gradient)
+
+    @property
+    def solves_kernels(self) -> bool:
+        """Whether Euler steps are taken on a kernel, in training or at test."""
+        return self.euler_steps > 1 and "euler" in (self.energy, self.adaptation)
 
     @property
     def steps(self) -> EulerSteps:

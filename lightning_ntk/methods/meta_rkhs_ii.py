@@ -13,7 +13,8 @@ from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_is_function
+from lightning_ntk.networks.base import couples_examples, remedy_of_coupling
+from lightning_ntk.ntk.checks import check_is_function
 from lightning_ntk.ntk.flow import Approximation, check_flow_settings
 from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.precision import full_precision, in_full_precision
@@ -77,18 +78,22 @@ class MetaRKHSII(MetaLearner):
             raise ConfigError(f"method.rank_tolerance must be in [0, 1), but got {rank_tolerance}.")
         if kernel not in ("full", "trace"):
             raise ConfigError(f"method.kernel must be 'full' or 'trace', but got {kernel!r}.")
-        coupled = getattr(network, "couples_examples", True)
+        coupled = couples_examples(network)
         if kernel == "trace" and coupled:
             raise ConfigError(
-                "method.kernel=trace needs a network whose examples do not depend on each other, but this one "
-                "normalises by the statistics of the batch. Use network.norm=group or none, or method.kernel=full."
+                "method.kernel=trace needs a network whose examples do not depend on each other. "
+                f"{remedy_of_coupling(network)}, or method.kernel=full."
             )
         if kernel == "trace" and compile:
             raise ConfigError("method.compile=true needs method.kernel=full: trace lacks the part that it compiles.")
         self.compile_queries = compile
         self.how = ClosedForm(t, approximation, ridge, coupled, rank_tolerance, kernel)
         self.planner = Planner(
-            tasks_per_chunk=tasks_per_chunk, pairs_at_once=pairs_at_once, coupled=coupled, outputs=spec.outputs
+            tasks_per_chunk=tasks_per_chunk,
+            pairs_at_once=pairs_at_once,
+            coupled=coupled,
+            outputs=spec.outputs,
+            query_rows=kernel == "trace",
         )
         # How the last meta-gradient was reached.
         self._reached: dict[str, Any] = {}
@@ -100,8 +105,8 @@ class MetaRKHSII(MetaLearner):
         return F.one_hot(y, self.spec.outputs).to(next(self.network.parameters()).dtype) - 1 / self.spec.outputs
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Least squares on one-hot vectors estimates probabilities themselves: the outputs without their shift, negative
-        ones cut to 0, and made to sum to 1."""
+        """Least squares on one-hot vectors estimates probabilities themselves: the outputs without their shift,
+        negative ones cut to 0, and made to sum to 1."""
         # Where no class is left (all outputs far too low), all are alike.
         shares = (outputs + 1 / self.spec.outputs).clamp(min=torch.finfo(outputs.dtype).eps)
         return shares / shares.sum(-1, keepdim=True)
@@ -138,9 +143,9 @@ class MetaRKHSII(MetaLearner):
         n = episodes.support_x.shape[1]
         if self.how.coupled and n * n * self.spec.outputs > MANY_PASSES:
             rank_zero_warn(
-                f"With batch statistics, the support Jacobian of {n} examples and {self.spec.outputs} outputs takes "
-                f"{n * self.spec.outputs} backward passes over all {n} examples in each task. With network.norm=group "
-                f"or none it takes {self.spec.outputs}."
+                f"Where examples depend on each other, the support Jacobian of {n} examples and {self.spec.outputs} "
+                f"outputs takes {n * self.spec.outputs} backward passes over all {n} examples in each task, and "
+                f"elsewhere {self.spec.outputs}. {remedy_of_coupling(self.network)}."
             )
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:

@@ -90,7 +90,8 @@ class Reptile(DescentLearner):
         return torch.optim.SGD(self.parameters(), lr=self.lr)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        was = checkpoint["run"]["config"]["method"].get("outer_optimizer", self.outer_optimizer)
+        settings = checkpoint.get("run", {}).get("config", {}).get("method", {})  # None under a Trainer of one's own.
+        was = settings.get("outer_optimizer", self.outer_optimizer)
         if was != self.outer_optimizer:
             raise ConfigError(
                 f"method.outer_optimizer={self.outer_optimizer} cannot go on with the state of the run's own, {was}. "

@@ -1,9 +1,14 @@
-"""`EpisodeNetwork`: features and a linear head, with the input normalisation as its first step."""
+"""`EpisodeNetwork`: features and a linear head, with the input normalisation as its first step; and what any network
+says of its examples."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.networks.normalisation import BatchStatistics
 
 
 class EpisodeNetwork(nn.Module):
@@ -17,7 +22,8 @@ class EpisodeNetwork(nn.Module):
 
     Attributes:
         couples_examples: True where an example's output depends on the rest of its batch (batch statistics). The
-            Jacobian of such a network is that of the whole batch, and its predictions are transductive.
+            Jacobian of such a network is that of the whole batch, and its predictions are transductive. A network
+            without this attribute is taken to couple them.
     """
 
     couples_examples: bool = False
@@ -45,6 +51,31 @@ class EpisodeNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.embed(x))
+
+
+def couples_examples(network: nn.Module) -> bool:
+    """Whether an example's output may depend on the rest of its batch: what the network says, or True if it does not.
+
+    Raises:
+        ConfigError: it says no, and has a layer that normalises by the statistics of the batch.
+    """
+    coupled = getattr(network, "couples_examples", True)
+    for name, layer in network.named_modules():
+        by_batch = isinstance(layer, BatchStatistics) or (isinstance(layer, _BatchNorm) and layer.running_mean is None)
+        if by_batch and not coupled:
+            raise ConfigError(
+                f"network: {type(network).__name__} has couples_examples = False, but its layer {name} "
+                f"({type(layer).__name__}) normalises by the statistics of the batch. Set couples_examples = True, or "
+                "use nn.GroupNorm there."
+            )
+    return coupled
+
+
+def remedy_of_coupling(network: nn.Module) -> str:
+    """What to do about a network that couples its examples: a clause to go on after."""
+    if hasattr(network, "couples_examples"):
+        return "Use network.norm=group or none"
+    return f"If those of {type(network).__name__} do not, set its attribute couples_examples = False"
 
 
 def _per_channel(values: Sequence[float] | None) -> Tensor | None:

@@ -3,5 +3,6 @@
 from lightning_ntk.ntk.flow import GradientFlow, gradient_flow
 from lightning_ntk.ntk.jacobian import Jacobian, functional
 from lightning_ntk.ntk.kernel import empirical_ntk
+from lightning_ntk.ntk.spectrum import as_matrix
 
-__all__ = ["GradientFlow", "Jacobian", "empirical_ntk", "functional", "gradient_flow"]
+__all__ = ["GradientFlow", "Jacobian", "as_matrix", "empirical_ntk", "functional", "gradient_flow"]

@@ -5,7 +5,9 @@ support follow df/ds = H (Y - f). Moving the parameters along with them gives, a
 
     f_t(x) = f(x) + Theta(x, X) phi(H) (Y - f(X)),     phi(lam) = (1 - e^{-t lam}) / lam,     phi = 1 / lam at t = inf.
 
-Everything here runs in float64, whatever the kernel's type: H is often conditioned worse than float32 can hold.
+Everything here runs in float64, whatever the kernel's type: H is often conditioned worse than float32 can hold. H is a
+matrix and r a vector: a kernel `[n, n, C, C]` of several outputs becomes one by `ntk.as_matrix`, `[n C, n C]`, and a
+residual `[n, C]` by `.flatten()`.
 """
 
 import math
@@ -17,6 +19,12 @@ from torch import Tensor
 from lightning_ntk.errors import ConfigError
 
 Approximation = Literal["exact", "pade11", "pade22"]
+
+# The end of an error about shapes.
+_IN_SHAPE = (
+    "Of a kernel [n, n, C, C] and a residual [n, C], take ntk.as_matrix(kernel) and residual.flatten(); with a trace "
+    "kernel [n, n], one column of the residual at a time."
+)
 
 # Two eigenvalues closer than this (times t, relative to their size) are treated by a Taylor series about their mean:
 # the plain quotient loses as many digits as they share.
@@ -47,21 +55,32 @@ class GradientFlow:
         approximation: "exact", or the exponential by a Pade fraction: "pade11" [1/1] or "pade22" [2/2].
         ridge: added to every eigenvalue. At t = inf a positive ridge is what keeps directions that the kernel hardly
             sees (eigenvalues at the rounding level of a kernel that was computed in float32) from being divided by next
-            to nothing. Those that it does not see at all, by the rounding of float64, are left out: there Theta(x, X)
-            is 0 as well, so that the flow's limit is the pseudo-inverse.
+            to nothing. Without a ridge, those that it does not see at all, by the rounding of the kernel's own type,
+            are left out: there Theta(x, X) is 0 as well, so that the flow's limit is the pseudo-inverse.
+
+    Raises:
+        ConfigError: settings no flow has, or a kernel that is not square in its last two axes.
     """
 
     def __init__(self, kernel: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0) -> None:
         check_flow_settings(t, approximation, ridge, prefix="")
+        if kernel.dim() < 2 or kernel.shape[-1] != kernel.shape[-2]:
+            raise ConfigError(f"Expected a kernel of shape [..., N, N], but got {list(kernel.shape)}. {_IN_SHAPE}")
         self.t = float(t)
         self.approximation = approximation
-        symmetric = 0.5 * (kernel + kernel.mT).double()
-        eigenvalues, self.eigenvectors = torch.linalg.eigh(symmetric)
+        symmetric = 0.5 * (kernel + kernel.mT)
+        eigenvalues, self.eigenvectors = torch.linalg.eigh(symmetric.double())
         self.eigenvalues = eigenvalues.clamp(min=0) + ridge
-        self.phi = _phi(self.eigenvalues, self.t, approximation)
+        rounding = torch.finfo(torch.float64 if ridge else symmetric.dtype).eps
+        self.phi = _phi(self.eigenvalues, self.t, approximation, rounding)
 
     def apply(self, residual: Tensor) -> Tensor:
-        """phi(H) r for r `[..., N]`, in float64."""
+        """phi(H) r for r `[..., N]`, one for each kernel, in float64.
+
+        Raises:
+            ConfigError: a residual of another shape.
+        """
+        self._check(residual)
         rotated = self.eigenvectors.mT @ residual.double().unsqueeze(-1)
         return (self.eigenvectors @ (self.phi.unsqueeze(-1) * rotated)).squeeze(-1)
 
@@ -71,10 +90,21 @@ class GradientFlow:
         Daleckii-Krein: G = U [(U^T c)(U^T r)^T o Phi] U^T symmetrised, with Phi the divided differences of phi. Unlike
         the derivative of `eigh` it stays finite where eigenvalues coincide.
         """
+        self._check(cotangent)
+        self._check(residual)
         c = self.eigenvectors.mT @ cotangent.double().unsqueeze(-1)
         r = self.eigenvectors.mT @ residual.double().unsqueeze(-1)
         inner = (c @ r.mT) * _divided_differences(self.eigenvalues, self.phi, self.t, self.approximation)
         return self.eigenvectors @ (0.5 * (inner + inner.mT)) @ self.eigenvectors.mT
+
+    def _check(self, vector: Tensor) -> None:
+        # Another shape may broadcast, to numbers that mean nothing.
+        if vector.shape != self.eigenvalues.shape:
+            kernel = [*self.eigenvectors.shape]
+            raise ConfigError(
+                f"Expected a residual of shape {kernel[:-1]} for a kernel of shape {kernel}, but got "
+                f"{list(vector.shape)}. {_IN_SHAPE}"
+            )
 
 
 def gradient_flow(
@@ -82,7 +112,7 @@ def gradient_flow(
 ) -> Tensor:
     """phi(H) r, differentiable once in kernel `[..., N, N]` and residual `[..., N]`; the result is float64.
 
-    See `GradientFlow` for the arguments. The derivative in the kernel uses the Daleckii-Krein formula.
+    See `GradientFlow` for the arguments and errors. The derivative in the kernel uses the Daleckii-Krein formula.
     """
     return _GradientFlowFunction.apply(kernel, residual, t, approximation, ridge)
 
@@ -104,9 +134,9 @@ class _GradientFlowFunction(torch.autograd.Function):
         return d_kernel, ctx.flow.apply(cotangent).to(residual_dtype), None, None, None
 
 
-def _phi(lam: Tensor, t: float, approximation: Approximation) -> Tensor:
+def _phi(lam: Tensor, t: float, approximation: Approximation, rounding: float) -> Tensor:
     if math.isinf(t):
-        seen = lam > lam.shape[-1] * torch.finfo(lam.dtype).eps * lam.amax(-1, keepdim=True)
+        seen = lam > lam.shape[-1] * rounding * lam.amax(-1, keepdim=True)
         return torch.where(seen, 1 / torch.where(seen, lam, 1.0), 0.0)
     z = t * lam
     if approximation == "pade11":

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.ntk.checks import check_is_function, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
 from lightning_ntk.ntk.layers import engine_layers
+from lightning_ntk.ntk.precision import full_precision
 
 Params = dict[str, Tensor]
 # f(theta, x): inputs [n, *input_shape] to outputs [n, C].
@@ -24,14 +27,29 @@ PRODUCT_BLOCK = 8192
 
 
 def functional(module: nn.Module) -> tuple[Network, Params]:
-    """A module as a pure function of its trainable parameters, with those parameters as they are (not detached)."""
+    """A module as a pure function of its trainable parameters, with those parameters as they are (not detached).
+
+    Raises:
+        ConfigError: none of its parameters is trainable. When the function is called: a layer draws random numbers or
+            keeps running averages, in the mode that the module is in then.
+    """
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not params:
+        raise ConfigError(
+            f"Expected a module with trainable parameters, but {type(module).__name__} has none, and "
+            f"{len(list(module.parameters()))} that are frozen. Call requires_grad_(True) on those to differentiate by."
+        )
+
+    def plain(theta: Params, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            check_is_function(module)
+        return functional_call(module, theta, (x,))
 
     def network(theta: Params, x: Tensor) -> Tensor:
         with engine_layers():
-            return functional_call(module, theta, (x,))
+            return plain(theta, x)
 
-    network.plain = lambda theta, x: functional_call(module, theta, (x,))
+    network.plain = plain
     return network, params
 
 
@@ -62,12 +80,13 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """a b^T in float64, for a `[..., k, P]` and b `[..., l, P]`.
 
     Float32 products over millions of parameters lose digits that a kernel's small eigenvalues need (1e-3 of them were
-    seen at P = 12 million): short blocks are multiplied, and their results summed in float64.
+    seen at P = 12 million): short blocks are multiplied, and their results summed in float64. Numbers of 16 bits
+    are taken to 32 before.
     """
     if a.dtype == torch.float64:
         return a @ b.mT
     blocks = zip(a.split(PRODUCT_BLOCK, dim=-1), b.split(PRODUCT_BLOCK, dim=-1), strict=True)
-    return sum((x @ y.mT).double() for x, y in blocks)
+    return sum((x.float() @ y.float().mT).double() for x, y in blocks)
 
 
 def gradient_and_value(function: Callable[..., Tensor], *primals: Params, batched: bool) -> tuple[list[Params], Tensor]:
@@ -97,8 +116,19 @@ def adapted_outputs(network: Network, params: Params, tangent: Params, x: Tensor
     return outputs + change
 
 
+def _in_full_precision(method: Callable) -> Callable:
+    """A method of `Jacobian`, without the caller's autocast and TF32."""
+
+    @functools.wraps(method)
+    def computed(self: "Jacobian", *args, **settings):
+        with full_precision(self.x.device.type):
+            return method(self, *args, **settings)
+
+    return computed
+
+
 class Jacobian:
-    """J(x) of a network at theta on one batch of inputs.
+    """J(x) of a network at theta on one batch of inputs, in full precision whatever autocast and TF32 are set to.
 
     Args:
         network: f(theta, x).
@@ -106,38 +136,57 @@ class Jacobian:
         x: inputs `[n, *input_shape]`.
         coupled: True when outputs depend on the whole batch (batch statistics). J is then that of the whole batch and
             costs n C backward passes over n examples; otherwise it costs C of them.
+
+    Raises:
+        ConfigError: inside `torch.inference_mode`; or, when they are first needed, outputs of another shape.
     """
 
     def __init__(self, network: Network, params: Params, x: Tensor, *, coupled: bool = True) -> None:
+        if torch.is_inference_mode_enabled():
+            raise ConfigError(
+                "A Jacobian needs derivatives, which torch.inference_mode() has none of: some versions of PyTorch give "
+                "zeros. Use torch.no_grad() instead, and pl.Trainer(inference_mode=False)."
+            )
         self.network = network
         self.params = {name: p.detach() for name, p in params.items()}
         self.x = x
         self.coupled = coupled
+        # Until it turns out that they cannot.
+        self._layers_serve = True
 
     @functools.cached_property
+    @_in_full_precision
     def outputs(self) -> Tensor:
         """f(x), `[n, C]`; with a graph to x where x asks for one."""
         with torch.set_grad_enabled(self.x.requires_grad and torch.is_grad_enabled()):
-            return self.network(self.params, self.x)
+            outputs = self.network(self.params, self.x)
+        check_outputs(outputs, self.x)
+        return outputs
 
     @functools.cached_property
     def output_count(self) -> int:
         """C, from one example."""
+        one = self.x[:1]
         with torch.no_grad():
-            return self.network(self.params, self.x[:1]).shape[1]
+            outputs = self.network(self.params, one)
+        check_outputs(outputs, one)
+        return outputs.shape[1]
 
     @functools.cached_property
     def _pullback(self) -> Callable[[Tensor], tuple[Params]]:
         return vjp(lambda theta: self.network(theta, self.x), self.params)[1]
 
+    @_in_full_precision
     def jvp(self, tangent: Params) -> Tensor:
         """J v: `[n, C]` for a tangent of the parameters' shapes. Costs about two forward passes."""
         return jvp(lambda theta: self.network(theta, self.x), (self.params,), (tangent,))[1]
 
+    @_in_full_precision
     def vjp(self, cotangent: Tensor) -> Params:
         """J^T u: parameter-shaped, for a cotangent `[n, C]`. Costs one backward pass."""
         return self._pullback(cotangent)[0]
 
+    @_in_full_precision
     def rows(self, start: int = 0, stop: int | None = None, *, pairs_at_once: int | None = None) -> Params:
         """Rows of the examples from `start` to `stop`: each parameter's name to `[stop - start, C, *its shape]`.
 
@@ -150,6 +199,7 @@ class Jacobian:
             return self._rows_of_the_batch(start, some.shape[0], pairs_at_once)
         return self._rows_and_outputs(some, pairs_at_once)[0]
 
+    @_in_full_precision
     def dense(self, pairs_at_once: int | None = None) -> Tensor:
         """The whole Jacobian `[n, C, P]`; see `rows`. It is in memory once, beside the part that is worked on."""
         if self.coupled:
@@ -182,14 +232,11 @@ class Jacobian:
     def _rows_and_outputs(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor]:
         """Rows of examples that are not coupled, and their outputs `[n, C]`."""
         wrapped = any(map(is_functorch_wrapped_tensor, (x, *self.params.values())))
-        if not (x.requires_grad or wrapped):
-            plain = getattr(self.network, "plain", self.network)
-            parts = [layer_rows(plain, self.params, part) for part in in_chunks(x, pairs_at_once)]
-            if None not in parts:
-                if len(parts) == 1:
-                    return parts[0]
-                rows, outputs = zip(*parts, strict=True)
-                return {name: torch.cat([r[name] for r in rows]) for name in self.params}, torch.cat(outputs)
+        if self._layers_serve and not (x.requires_grad or wrapped):
+            found = self._by_layers(x, pairs_at_once)
+            if found is not None:
+                return found
+            self._layers_serve = False
 
         def of_one(example: Tensor) -> tuple[Params, Tensor]:
             output, pullback = vjp(lambda theta: self.network(theta, example.unsqueeze(0)).squeeze(0), self.params)
@@ -197,6 +244,22 @@ class Jacobian:
             return vmap(lambda cotangent: pullback(cotangent)[0])(basis), output
 
         return vmap(of_one, chunk_size=_groups(pairs_at_once, self.output_count))(x)
+
+    def _by_layers(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor] | None:
+        """The same by `layer_rows`, or None from the first part on that it does not serve."""
+        plain = getattr(self.network, "plain", self.network)
+        rows, outputs, start = {}, [], 0
+        for part in in_chunks(x, pairs_at_once):
+            found = layer_rows(plain, self.params, part)
+            if found is None or len(part) == len(x):
+                return found
+            if not rows:
+                rows = {name: some.new_empty(len(x), *some.shape[1:]) for name, some in found[0].items()}
+            for name, some in found[0].items():
+                rows[name][start : start + len(part)] = some
+            outputs.append(found[1])
+            start += len(part)
+        return rows, torch.cat(outputs)
 
 
 def _gathered(parts: Iterable[Tensor], count: int) -> Tensor:

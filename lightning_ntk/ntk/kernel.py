@@ -1,5 +1,6 @@
 """The empirical neural tangent kernel Theta(x1, x2) = J(x1) J(x2)^T (Jacot et al. 2018)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, inner_products
 from lightning_ntk.ntk.memory import PLANNED_PART, available_bytes, footprint
+from lightning_ntk.ntk.precision import full_precision
 
 Kind = Literal["full", "trace", "mean_trace"]
 # Layer names to kernels, or the one kernel under ALL.
@@ -26,19 +28,25 @@ def empirical_ntk(
     chunk_size: int | None = None,
     by_layer: bool = False,
 ) -> Tensor | dict[str, Tensor]:
-    """Kernel between inputs x1 `[n1, ...]` and x2 `[n2, ...]` (x1 itself when None).
+    """Kernel between inputs x1 `[n1, ...]` and x2 `[n2, ...]` (x1 itself when None), a constant of theta.
+
+    In full precision whatever autocast and TF32 are set to, and in the type of the parameters. The parameters are taken
+    as they are: nothing of the kernel can be differentiated by them.
 
     Args:
         kind: "full" gives `[n1, n2, C, C]`. "trace" sums the C diagonal entries of each block, "mean_trace" divides
             that sum by C; both give `[n1, n2]`. (neural-tangents' "trace" is the mean.)
-        coupled: see `Jacobian`.
+        coupled: whether an example's outputs depend on the others (batch statistics). False where they do not, as
+            in most networks: the rows then take C backward passes over the n examples instead of n C.
         chunk_size: examples whose Jacobian rows, C P numbers each, are in memory at a time, of x1 and of x2. None takes
             all where they fit, else as many as fit half of the free memory. Rows that do not fit together are computed
             again: n / chunk_size times.
-        by_layer: give the part of each layer, `{module name: kernel}`; the kernel is their sum.
+        by_layer: give the part of each layer, `{module name: kernel}`; the kernel is their sum. A parameter of the
+            network itself, outside its layers, stands under its own name.
 
     Raises:
-        ConfigError: an unknown kind, no examples, or rows that do not fit into memory; the message says what would.
+        ConfigError: an unknown kind, no examples, rows that do not fit into memory (the message says what would), or
+            what `Jacobian` refuses.
     """
     if kind not in ("full", "trace", "mean_trace"):
         raise ConfigError(f"Expected argument `kind` to be 'full', 'trace' or 'mean_trace', but got {kind!r}.")
@@ -49,26 +57,34 @@ def empirical_ntk(
             )
     j1 = Jacobian(network, params, x1, coupled=coupled)
     j2 = j1 if x2 is None else Jacobian(network, params, x2, coupled=coupled)
-    pairs = footprint(network, params, x1).pairs_at_once(x1.device)
-    size = fitting_chunk(j1, j2, chunk_size)
-    starts1, starts2 = range(0, x1.shape[0], size), range(0, j2.x.shape[0], size)
+    with full_precision(x1.device.type):
+        pairs = footprint(network, params, x1).pairs_at_once(x1.device)
+        size = fitting_chunk(j1, j2, chunk_size)
+        kernels = _in_blocks(j1, j2, size, pairs, lambda *rows: _products(*rows, kind, by_layer))
+    dtype = next(iter(params.values())).dtype  # Inputs may be whole numbers.
+    kernels = {name: kernel.to(dtype) for name, kernel in kernels.items()}
+    return kernels if by_layer else kernels[ALL]
+
+
+def _in_blocks(
+    j1: Jacobian, j2: Jacobian, size: int, pairs: int, products: Callable[[Params, Params], Kernels]
+) -> Kernels:
+    """Products of the rows of two Jacobians, or of one with itself, from blocks of so many examples of each."""
+    starts1, starts2 = range(0, j1.x.shape[0], size), range(0, j2.x.shape[0], size)
     blocks: dict[tuple[int, int], Kernels] = {}
     for i in starts1:
         rows1 = j1.rows(i, i + size, pairs_at_once=pairs)
         for j in starts2:
-            if x2 is None and j < i:  # The kernel of a set with itself is symmetric.
+            if j2 is j1 and j < i:  # The kernel of a set with itself is symmetric.
                 blocks[i, j] = {name: _transposed(block) for name, block in blocks[j, i].items()}
                 continue
-            same = x2 is None and i == j
+            same = j2 is j1 and i == j
             rows2 = rows1 if same else j2.rows(j, j + size, pairs_at_once=pairs)
-            blocks[i, j] = _products(rows1, rows2, kind, by_layer)
-    kernels = {
+            blocks[i, j] = products(rows1, rows2)
+    return {
         name: torch.cat([torch.cat([blocks[i, j][name] for j in starts2], dim=1) for i in starts1])
         for name in blocks[0, 0]
     }
-    dtype = next(iter(params.values())).dtype  # Inputs may be whole numbers.
-    kernels = {name: kernel.to(dtype) for name, kernel in kernels.items()}
-    return kernels if by_layer else kernels[ALL]
 
 
 def fitting_chunk(j1: Jacobian, j2: Jacobian, chunk_size: int | None) -> int:
@@ -103,7 +119,7 @@ def _products(rows1: Params, rows2: Params, kind: Kind, by_layer: bool) -> Kerne
         else:
             part = inner_products(a.flatten(1), b.flatten(1))
             part = part / c if kind == "mean_trace" else part
-        layer = name.rpartition(".")[0] if by_layer else ALL
+        layer = name.rpartition(".")[0] or name if by_layer else ALL
         kernels[layer] = kernels[layer] + part if layer in kernels else part
     return kernels
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from lightning_ntk.ntk.checks import check_outputs
 from lightning_ntk.ntk.convolution import geometry_of, weight_gradient
 
 Params = dict[str, Tensor]
@@ -26,6 +27,9 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
     """Rows `{name: [n, C, *shape]}` and outputs `[n, C]` for inputs `[n, ...]`; None for a network it cannot serve.
 
     Everything is computed on detached values.
+
+    Raises:
+        ConfigError: outputs of another shape.
     """
     if torch.is_autocast_enabled(x.device.type) or not x.is_floating_point():
         return None
@@ -33,12 +37,13 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
         with _Capture(params, len(x)) as capture:
             # All that follows from the examples has a graph, what does not is none of a layer's business.
             outputs = network(params, x.detach().requires_grad_().clone())  # No leaf: it may be written over.
+        check_outputs(outputs, x)
         if capture.unserved or capture.seen != set(params) or not outputs.requires_grad:
             return None
         if any(layer.was_written_over() for layer in capture.layers):
             return None
         edges = [layer.edge for layer in capture.layers]
-        found: dict[str, list[Tensor]] = {name: [] for name in params}
+        found = {name: p.new_empty(*outputs.shape, *p.shape) for name, p in params.items()}
         for c in range(outputs.shape[1]):
             more = c + 1 < outputs.shape[1]
             cotangents = torch.autograd.grad(outputs[:, c].sum(), edges, retain_graph=more, allow_unused=True)
@@ -47,8 +52,8 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
                     # A layer that this output does not use has none.
                     cotangent = layer.zeros() if cotangent is None else cotangent
                     for name, rows in layer.rows_of(cotangent).items():
-                        found[name].append(rows)
-    return {name: torch.stack(rows, dim=1) for name, rows in found.items()}, outputs.detach()
+                        found[name][:, c] = rows
+    return found, outputs.detach()
 
 
 class _Layer:

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from lightning_ntk.ntk import norms
@@ -21,16 +22,22 @@ RIGHT_NORMS = {
     F.instance_norm: norms.instance_norm,
     F.batch_norm: norms.batch_norm,
 }
+# The fused ways to compute attention have no forward-mode derivative.
+ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 
 
 class engine_layers(TorchFunctionMode):
     """Inside, `F.conv2d`, `F.max_pool2d` and `F.group_norm` of any network are the engine's, and so are `ntk.norms`.
 
-    Under autocast the first three stay PyTorch's own, which choose their precision.
+    Under autocast the first three stay PyTorch's own, which choose their precision. Attention is computed from matrix
+    products, whose derivatives PyTorch has.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func in ATTENTION:
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
         if func is torch.conv2d:
             replaced = _as_convolve(*args, **kwargs)
         elif func in (F.max_pool2d, torch.max_pool2d):

@@ -37,6 +37,19 @@ class Foreign(nn.Sequential):
         self.couples_examples = isinstance(norm, nn.BatchNorm2d)
 
 
+class Attention(nn.Module):
+    """A transformer's layer on sequences `[n, 3, 4]`, and a head."""
+
+    couples_examples = False
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x).flatten(1))
+
+
 FOREIGN = {
     "layer norm": lambda: nn.LayerNorm((4, 5, 5)),
     "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
@@ -49,6 +62,8 @@ def make_network(name):
     torch.manual_seed(0)
     if name in FOREIGN:
         return Foreign(FOREIGN[name]()).double(), (1, 12, 12)
+    if name == "attention":
+        return Attention().double(), (3, 4)
     if name == "mlp":
         return MLP((4,), 3, hidden=(16, 16)).double(), (4,)
     if name.startswith("resnet12"):
@@ -69,7 +84,7 @@ def make_tasks(shape, tasks=2, n=3, m=4, outputs=3):
 
 
 CONV4 = ["conv4-batch-stride", "conv4-group-stride", "conv4-none-stride", "conv4-batch-pool"]
-NETWORKS = ["mlp", *CONV4, "resnet12-batch", "resnet12-group", "resnet12-none", *FOREIGN]
+NETWORKS = ["mlp", "attention", *CONV4, "resnet12-batch", "resnet12-group", "resnet12-none", *FOREIGN]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from test_contract import in_double, make, tasks
+from torch import nn
 from torch.func import functional_call, hessian
 
 from lightning_ntk.episode import Episode, TaskSpec
@@ -146,6 +147,32 @@ class Saved:
 
     def __del__(self):
         self.alive.now -= self.size
+
+
+class WithMore(nn.Module):
+    """A network with a layer that nothing uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = MLP((3,), 1, hidden=[4]), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_parameters_that_nothing_uses_change_nothing():
+    torch.manual_seed(0)
+    network, spec = WithMore().double(), TaskSpec("regression", (3,), 1)
+    episodes = quadratic()[1]
+    loss = IMAML(network, spec).meta_loss(episodes)
+    loss.backward()
+    assert not network.unused.weight.grad.any()
+    found = [p.grad.clone() for p in network.used.parameters()]
+    network.used.zero_grad()
+    IMAML(network.used, spec).meta_loss(episodes).backward()
+    for g, p in zip(found, network.used.parameters(), strict=True):
+        assert torch.allclose(g, p.grad, rtol=1e-8)
+        assert g.any()
 
 
 @pytest.mark.parametrize(("name", "bounded"), [("imaml", True), ("reptile", True), ("maml", False)])

@@ -8,13 +8,16 @@ import pytest
 import torch
 from reference import dense_jacobian
 from test_contract import in_double, make, tasks
+from torch import nn
 
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.meta_rkhs_i import MetaRKHSI
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.methods.reptile import Reptile
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.networks.normalisation import BatchStatistics
 from lightning_ntk.ntk import layers
 from lightning_ntk.ntk.jacobian import functional
 
@@ -113,6 +116,37 @@ def test_all_energies_train_downhill(energy):
         optimizer.step()
         values.append(loss.item())
     assert values[-1] < values[0] - 0.05
+
+
+@pytest.mark.parametrize("energy", ["euler", "cross", "literal"])
+def test_the_direct_energies_keep_no_graph(energy):
+    # What a chunk has passed is freed before the next, and nothing is left to compute outside of full precision.
+    method = MetaRKHSI(MLP((1,), 1).double(), SPEC, energy=energy, alpha=0.1, euler_steps=1, tasks_per_chunk=1)
+    episodes = in_double(tasks("regression", count=3))
+    loss = method.meta_loss(episodes)
+    nodes = [node for node, _ in loss.grad_fn.next_functions if node is not None]
+    assert {type(node).__name__ for node in nodes} == {"AccumulateGrad"}
+    network, params = functional(method.network)
+    energies = [
+        method._task_energy(network, params, t.support_x, t.support_y, t.query_x, t.query_y, None) for t in episodes
+    ]
+    assert loss.item() == pytest.approx(torch.stack(energies).mean().item(), rel=1e-10)
+    expected = torch.autograd.grad(torch.stack(energies).mean(), list(params.values()))
+    for g, e in zip(torch.autograd.grad(loss, list(params.values())), expected, strict=True):
+        assert torch.allclose(g, e, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "solves"),
+    [
+        ({}, True),
+        ({"euler_steps": 1}, False),
+        ({"energy": "cross"}, False),
+        ({"energy": "cross", "adaptation": "euler"}, True),
+    ],
+)
+def test_meta_rkhs_i_says_whether_it_solves_with_a_kernel(settings, solves):
+    assert MetaRKHSI(MLP((1,), 1), SPEC, **settings).solves_kernels is solves
 
 
 @pytest.mark.parametrize("energy", ["euler", "cross", "literal"])
@@ -218,6 +252,41 @@ def test_the_trace_kernel_needs_examples_that_do_not_depend_on_each_other():
     with pytest.raises(ConfigError, match=r"method\.kernel=trace.*network\.norm=group"):
         MetaRKHSII(Conv4((1, 28, 28), 5, norm="batch"), spec, kernel="trace")
     MetaRKHSII(Conv4((1, 28, 28), 5, norm="group"), spec, kernel="trace")
+
+
+class Silent(nn.Sequential):
+    """A network that does not say whether it couples its examples."""
+
+
+def test_a_network_that_does_not_say_is_told_how_to():
+    network = Silent(nn.Flatten(), nn.Linear(1, 1))
+    remedy = r"If those of Silent do not, set its attribute couples_examples = False"
+    with pytest.raises(ConfigError, match=rf"method\.kernel=trace.* {remedy}, or method\.kernel=full"):
+        MetaRKHSII(network, SPEC, kernel="trace")
+    many = Episode.stack([Episode(*[torch.zeros(200, 1)] * 4, torch.tensor(0))])
+    with pytest.warns(UserWarning, match=remedy):
+        MetaRKHSII(network, SPEC)._say_what_costs(many)
+    network.couples_examples = False
+    MetaRKHSII(network, SPEC, kernel="trace")._say_what_costs(many)
+
+
+@pytest.mark.parametrize("kind", [MetaRKHSI, MetaRKHSII, Reptile])
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4, track_running_stats=False), BatchStatistics(4)])
+def test_a_network_that_says_it_does_not_couple_examples_and_does_is_refused(kind, layer):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), layer, nn.Flatten(), nn.Linear(4 * 30 * 30, 3))
+    spec = TaskSpec("classification", (1, 32, 32), 3)
+    assert kind(network, spec).couples_queries
+    network.couples_examples = False
+    with pytest.raises(ConfigError, match=r"its layer 1 \(Batch\w+\) normalises.* Set couples_examples = True"):
+        kind(network, spec)
+    network[1] = nn.GroupNorm(2, 4)
+    assert not kind(network, spec).couples_queries
+
+
+def test_the_trace_kernels_queries_are_planned_for():
+    network = MLP((1,), 1)
+    assert MetaRKHSII(network, SPEC, kernel="trace").planner.query_rows
+    assert not MetaRKHSII(network, SPEC).planner.query_rows
 
 
 def test_meta_rkhs_ii_turns_tf32_off_for_itself_alone():

@@ -7,6 +7,7 @@ import torch
 from reference import flow_matrix, small_steps
 
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.ntk import as_matrix
 from lightning_ntk.ntk.flow import GradientFlow, gradient_flow
 
 TIMES = [1e-3, 0.1, 1.0, 10.0, 1000.0, math.inf]
@@ -168,3 +169,42 @@ def test_at_infinite_time_the_derivative_follows_a_null_space_that_turns():
     ahead, behind = (gradient_flow(turned(size), r, math.inf) @ u for size in (1e-6, -1e-6))
     slope = (gradient * (turn @ kernel + kernel @ turn.T)).sum().item()
     assert ((ahead - behind) / 2e-6).item() == pytest.approx(slope, rel=1e-6)
+
+
+def test_at_infinite_time_a_kernel_in_float32_is_inverted_down_to_its_own_rounding():
+    torch.manual_seed(0)
+    v, r = torch.randn(20), torch.randn(20)
+    kernel = torch.outer(v, v) + 0.1 * torch.eye(20)[3].outer(torch.eye(20)[3])
+    expected = torch.linalg.pinv(kernel, hermitian=True) @ r
+    assert torch.allclose(gradient_flow(kernel, r, math.inf).float(), expected, rtol=1e-4, atol=1e-5)
+    # The same numbers in float64 are taken at their word, and a ridge is the user's own bound.
+    assert gradient_flow(kernel.double(), r, math.inf).norm() > 1e3 * expected.norm()
+    assert gradient_flow(kernel, r, math.inf, ridge=1e-7).norm() > 1e3 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "residual"),
+    [((4, 4, 3, 3), (4, 3)), ((3, 3), (3, 3)), ((3, 3), (4,)), ((2, 3, 3), (3,))],
+    ids=["several outputs", "trace kernel with as many examples as outputs", "another length", "one for two kernels"],
+)
+def test_shapes_that_would_broadcast_are_refused_with_what_to_do(kernel, residual):
+    identity = torch.eye(kernel[-1]).expand(kernel)
+    message = rf"shape \[.*\] for a kernel .*{kernel[-1]}\], but got \[.*as_matrix\(kernel\) and residual\.flatten\(\)"
+    with pytest.raises(ConfigError, match=message):
+        gradient_flow(identity, torch.ones(residual), 1.0)
+    with pytest.raises(ConfigError, match=message):
+        GradientFlow(identity, 1.0).adjoint(torch.ones(kernel[:-1]), torch.ones(residual))
+    with pytest.raises(ConfigError, match=r"kernel of shape \[\.\.\., N, N\], but got \[3, 4\]"):
+        gradient_flow(torch.ones(3, 4), torch.ones(4), 1.0)
+
+
+def test_with_several_outputs_the_flow_is_that_of_the_matrix():
+    # Two outputs with kernels of their own: side by side, or one after the other.
+    torch.manual_seed(0)
+    parts = [kernel_with([3.0, 1.0, 0.2]), kernel_with([2.0, 0.5, 0.1])]
+    kernel = torch.zeros(3, 3, 2, 2, dtype=torch.float64)
+    kernel[..., 0, 0], kernel[..., 1, 1] = parts
+    residual = torch.randn(3, 2, dtype=torch.float64)
+    found = gradient_flow(as_matrix(kernel), residual.flatten(), 3.0).view(3, 2)
+    expected = [gradient_flow(part, r, 3.0) for part, r in zip(parts, residual.T, strict=True)]
+    assert torch.allclose(found, torch.stack(expected, 1))

@@ -8,9 +8,11 @@ import torch
 from reference import dense_jacobian
 from torch import nn
 
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import Jacobian, flatten, functional, unflatten
+from lightning_ntk.ntk import jacobian as jacobian_module
+from lightning_ntk.ntk.jacobian import Jacobian, flatten, functional, inner_products, unflatten
 from lightning_ntk.ntk.kernel import empirical_ntk
 
 
@@ -82,3 +84,146 @@ def test_flatten_and_unflatten_are_inverse():
     _, params = functional(MLP((3,), 2, hidden=(4,)))
     vector = torch.arange(float(sum(p.numel() for p in params.values())))
     assert torch.equal(flatten(unflatten(vector, params)), vector)
+
+
+class Ending(nn.Module):
+    """A layer, and what it gives in another shape."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.layer, self.end = nn.Linear(3, 4), end
+
+    def forward(self, x):
+        return self.end(self.layer(x))
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize(
+    ("end", "shape"),
+    [(lambda y: y[:, 0], [5]), (lambda y: y.view(-1, 2, 2), [5, 2, 2]), (lambda y: y.sum(0, keepdim=True), [1, 4])],
+)
+def test_outputs_of_another_shape_are_named(end, shape, coupled):
+    network, params = functional(Ending(end))
+    x = torch.randn(5, 3)
+    message = rf"outputs \[n, C\], but it takes inputs \[{{}}, 3\] to outputs \[{', '.join(map(str, shape))}\]"
+    for work in (lambda j: j.dense(), lambda j: j.rows(), lambda j: j.outputs):
+        with pytest.raises(ConfigError, match=message.format(5)):
+            work(Jacobian(network, params, x, coupled=coupled))
+    if shape[0] == 5:  # From one example, a sum over them cannot be told.
+        with pytest.raises(ConfigError, match=r"Let it end in outputs\.reshape"):
+            empirical_ntk(network, params, x, coupled=coupled)
+
+
+def test_inference_mode_is_refused():
+    network, params = functional(MLP((3,), 2))
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"torch\.no_grad\(\) instead"):
+        empirical_ntk(network, params, torch.randn(4, 3))
+    with torch.no_grad():
+        assert empirical_ntk(network, params, torch.randn(4, 3)).diagonal().abs().sum() > 0
+
+
+def test_the_callers_precision_makes_no_difference():
+    torch.manual_seed(0)
+    network, params = functional(MLP((3,), 2))
+    x, u = torch.randn(4, 3), torch.randn(4, 2)
+    found = []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            for coupled in (False, True):
+                j = Jacobian(network, params, x, coupled=coupled)
+                parts = (j.outputs, j.dense(), j.jvp(params), *j.vjp(u).values(), empirical_ntk(network, params, x))
+                found.append(parts)
+    for plain, cast in zip(found[:2], found[2:], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
+def test_numbers_of_16_bits_are_multiplied_in_32():
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 10_000).bfloat16(), torch.randn(4, 10_000).bfloat16()
+    assert torch.allclose(inner_products(a, b), a.double() @ b.double().T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_without_trainable_parameters_is_refused():
+    with pytest.raises(ConfigError, match=r"Linear has none, and 2 that are frozen\. Call requires_grad_"):
+        functional(nn.Linear(3, 2).requires_grad_(False))
+
+
+class Attention(nn.Module):
+    """Self-attention on sequences `[n, 3, 4]`, and a head."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=dropout, batch_first=True)
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x).flatten(1))
+
+
+class Multihead(nn.Module):
+    """Attention whose dropout is a number of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x, x, x)[0].flatten(1))
+
+
+def normalised():
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Attention(0.5), r"layer layer\.self_attn \(MultiheadAttention\) draws random numbers"),
+        (Multihead, r"layer layer \(MultiheadAttention\) draws random numbers"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 2)), r"layer 1 \(Dropout\) draws"),
+        (normalised, r"layer 1 \(BatchNorm1d\) keeps running averages"),
+    ],
+)
+def test_a_module_that_is_no_function_is_refused_while_it_trains(make, message):
+    module, x = make(), torch.randn(5, 3, 4)
+    network, params = functional(module)
+    for work in (empirical_ntk, lambda *a: Jacobian(*a, coupled=False).dense()):
+        with pytest.raises(ConfigError, match=message):
+            work(network, params, x)
+    module.eval()
+    assert torch.equal(empirical_ntk(network, params, x), empirical_ntk(network, params, x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_has_both_modes_of_derivatives(training):
+    torch.manual_seed(0)
+    module = Attention().double().train(training)
+    network, params = functional(module)
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    outputs = module(x)
+    rows = [torch.autograd.grad(y, module.parameters(), retain_graph=True) for y in outputs.flatten()]
+    expected = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    j = Jacobian(network, params, x, coupled=False)
+    assert torch.allclose(j.outputs, outputs)
+    assert torch.allclose(j.dense().flatten(0, 1), expected, atol=1e-10)
+    v = torch.randn(expected.shape[1], dtype=torch.float64)
+    assert torch.allclose(j.jvp(unflatten(v, params)).flatten(), expected @ v, atol=1e-10)
+
+
+def test_layers_that_do_not_serve_are_tried_once(monkeypatch):
+    tried = []
+    served = jacobian_module.layer_rows
+    monkeypatch.setattr(jacobian_module, "layer_rows", lambda *a: tried.append(len(a[2])) or served(*a))
+    network, params = functional(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)))
+    j = Jacobian(network, params, torch.randn(6, 3), coupled=False)
+    whole = j.rows(pairs_at_once=2)
+    assert torch.equal(flatten(j.rows(pairs_at_once=4), batch_dims=2), flatten(whole, batch_dims=2))
+    j.dense(pairs_at_once=2)
+    assert tried == [2]
+
+
+def test_rows_in_parts_are_the_rows():
+    network, params = functional(MLP((3,), 2).double())
+    j = Jacobian(network, params, torch.randn(7, 3, dtype=torch.float64), coupled=False)
+    for name, rows in j.rows(pairs_at_once=3).items():
+        assert torch.allclose(rows, j.rows()[name], atol=1e-14)

@@ -124,3 +124,21 @@ def test_chunks_of_a_set_with_itself_are_two_in_memory(monkeypatch):
     with pytest.raises(ConfigError, match="chunk_size=2 would fit"):
         empirical_ntk(network, params, x, chunk_size=4)
     assert torch.allclose(empirical_ntk(network, params, x), whole, rtol=1e-4, atol=1e-5)
+
+
+class Shifted(nn.Module):
+    """A layer, and two parameters outside of any."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale, self.shift = nn.Linear(3, 2), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.scale * self.layer(x) + self.shift
+
+
+def test_parameters_outside_of_layers_stand_under_their_own_names():
+    network, params = functional(Shifted())
+    layers = empirical_ntk(network, params, torch.randn(4, 3), coupled=False, by_layer=True)
+    assert set(layers) == {"layer", "scale", "shift"}
+    assert torch.equal(layers["shift"], torch.eye(2).expand(4, 4, 2, 2))

@@ -8,7 +8,6 @@ Every loss gets the same test episodes, the same random starts and the same orde
 import csv
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -17,7 +16,6 @@ from callbacks.base import episode_seed
 from datamodules.base import as_unit_floats
 from lightning_ntk.attacks.losses import LOSSES
 from lightning_ntk.attacks.suite import Suite
-from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running.results import mean_and_ci95
 from lightning_ntk.running.run_folder import load_checkpoint
 from lightning_ntk.train import build_data, build_method
@@ -26,19 +24,14 @@ EPS = (4 / 255, 8 / 255, 16 / 255)
 DIRECTIONS = 40
 
 
-def load(folder: str) -> tuple[Any, MetaLearner]:
-    """The data and the trained method of a run."""
+def measure(folder: str, episodes: int) -> dict[str, list[float]]:
+    """Numbers by episode: accuracies, and how large the logits are."""
     checkpoint = load_checkpoint(folder, "run", "best")
     config = OmegaConf.create(checkpoint.config)
     data = build_data(config)
     method = build_method(config, data.spec)
     method.load_state_dict(checkpoint.content["state_dict"])
-    return data, method.eval()
-
-
-def measure(folder: str, episodes: int) -> dict[str, list[float]]:
-    """Numbers by episode: accuracies, and how large the logits are."""
-    data, method = load(folder)
+    coupled = method.couples_queries
     found: dict[str, list[float]] = {}
     for index in range(episodes):
         episode = data.draw("test", 0, index)
@@ -53,9 +46,7 @@ def measure(folder: str, episodes: int) -> dict[str, list[float]]:
             "largest logit over second": (largest[:, 0] - largest[:, 1]).mean().item(),
         }
         for loss in LOSSES:
-            suite = Suite(
-                linf_eps=EPS, loss=loss, simba_loss=loss, simba_directions=DIRECTIONS, coupled=method.couples_queries
-            )
+            suite = Suite(linf_eps=EPS, loss=loss, simba_loss=loss, simba_directions=DIRECTIONS, coupled=coupled)
             for name, attack in suite.named().items():
                 if name.startswith("pgd_linf") or name == "simba_dct":
                     numbers[f"{name}, {loss}"] = accuracy(attack(predict, x, y, seed).outputs, y)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from losses import accuracy, load
+from omegaconf import OmegaConf
 
 from callbacks.base import episode_seed
 from datamodules.base import as_unit_floats
@@ -18,6 +18,8 @@ from lightning_ntk.attacks.base import evaluate
 from lightning_ntk.attacks.suite import Suite
 from lightning_ntk.attacks.support import pgd_through_adaptation
 from lightning_ntk.running.results import mean_and_ci95
+from lightning_ntk.running.run_folder import load_checkpoint
+from lightning_ntk.train import build_data, build_method
 
 EPS = (8, 16)  # in units of 1/255
 CLIMBED = ("mistakes", "margin", "cross_entropy")
@@ -25,7 +27,11 @@ CLIMBED = ("mistakes", "margin", "cross_entropy")
 
 def measure(folder: str, episodes: int) -> dict[str, list[float]]:
     """Accuracies in % by episode."""
-    data, method = load(folder)
+    checkpoint = load_checkpoint(folder, "run", "best")
+    config = OmegaConf.create(checkpoint.config)
+    data = build_data(config)
+    method = build_method(config, data.spec)
+    method.load_state_dict(checkpoint.content["state_dict"])
     suite = Suite(coupled=method.couples_queries)
     found: dict[str, list[float]] = {}
     for index in range(episodes):
@@ -47,6 +53,10 @@ def measure(folder: str, episodes: int) -> dict[str, list[float]]:
             found.setdefault(name, []).append(value)
         sys.stderr.write(f"{folder}, episode {index}: {numbers}\n")
     return found
+
+
+def accuracy(outputs: torch.Tensor, y: torch.Tensor) -> float:
+    return 100 * (outputs.argmax(-1) == y).double().mean().item()
 
 
 def main(words: list[str]) -> None:

@@ -1,0 +1,44 @@
+"""What a network must be for its Jacobian to mean anything: a function, of outputs `[n, C]`."""
+
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from lightning_ntk.errors import ConfigError
+from lightning_ntk.ntk import norms
+
+# Layers whose `dropout` is a number of their own, beside those that are a dropout.
+WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
+
+
+def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
+    """Raise `ConfigError` unless a network, in the mode it is in, is a function of its parameters and inputs alone.
+
+    Args:
+        compiled: whether its derivatives are to be compiled, which takes PyTorch's own norms (see `ntk.norms`).
+    """
+    for name, layer in network.named_modules():
+        what = None
+        if layer.training and _dropout(layer) > 0:
+            what = "draws random numbers. Leave it out, or set its dropout to 0"
+        elif layer.training and getattr(layer, "running_mean", None) is not None:
+            what = "keeps running averages. Use networks.normalisation.BatchStatistics, or nn.GroupNorm"
+        elif compiled and isinstance(layer, norms.MODULES):
+            what = "has derivatives that come out wrong when compiled. Set method.compile=false, or use nn.GroupNorm"
+        if what:
+            raise ConfigError(f"network: layer {name} ({type(layer).__name__}) {what}.")
+
+
+def _dropout(layer: nn.Module) -> float:
+    """The probability with which a layer in training drops numbers."""
+    if isinstance(layer, WITH_DROPOUT):
+        return layer.dropout
+    return layer.p if isinstance(layer, _DropoutNd) else 0.0
+
+
+def check_outputs(outputs: Tensor, x: Tensor) -> None:
+    """Raise `ConfigError` unless outputs are a row of C numbers for each of the inputs x `[n, ...]`."""
+    if outputs.dim() != 2 or len(outputs) != len(x):
+        raise ConfigError(
+            f"Expected a network of inputs [n, ...] to outputs [n, C], but it takes inputs {list(x.shape)} to outputs "
+            f"{list(outputs.shape)}. Let it end in outputs.reshape(len(x), -1), a single output in a column of its own."
+        )

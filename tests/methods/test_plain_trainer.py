@@ -1,0 +1,66 @@
+"""Methods under a Trainer of one's own, without the command line: checkpoints that no run wrote."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from test_contract import METHODS, tasks
+
+from lightning_ntk.episode import TaskSpec
+from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.networks.mlp import MLP
+
+# No validation data, and loaders without workers.
+pytestmark = pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning")
+SPEC = TaskSpec("regression", (1,), 1)
+
+
+def batches():
+    """Three meta-batches of two tasks."""
+    return torch.utils.data.DataLoader([tasks("regression") for _ in range(3)], batch_size=None)
+
+
+def trainer(folder, epochs):
+    return pl.Trainer(
+        default_root_dir=folder,
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        inference_mode=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["meta_rkhs_ii", "meta_rkhs_i", "reptile", "maml"])
+def test_a_checkpoint_is_gone_on_with_tested_and_loaded(name, tmp_path):
+    def method(seed):
+        torch.manual_seed(seed)
+        return METHODS[name](MLP((1,), 1), SPEC)
+
+    trained = method(0)
+    first = trainer(tmp_path, 1)
+    first.fit(trained, batches())
+    first.save_checkpoint(tmp_path / "model.ckpt")
+    (scores,) = first.test(trained, batches(), verbose=False)
+
+    (found,) = trainer(tmp_path, 1).test(method(1), batches(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
+    assert found == scores
+    onward, whole = trainer(tmp_path, 2), method(0)
+    again = method(1)
+    onward.fit(again, batches(), ckpt_path=tmp_path / "model.ckpt")
+    assert onward.global_step == 6
+    trainer(tmp_path, 2).fit(whole, batches())
+    for p, q in zip(again.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_method_is_loaded_with_its_network_given(tmp_path):
+    method = MetaRKHSII(MLP((1,), 1), SPEC)
+    first = trainer(tmp_path, 1)
+    first.fit(method, batches())
+    first.save_checkpoint(tmp_path / "model.ckpt")
+    for lr in (1e-2, 1e-3):  # Another learning rate is nothing that the checkpoint could object to.
+        loaded = MetaRKHSII.load_from_checkpoint(tmp_path / "model.ckpt", network=MLP((1,), 1), spec=SPEC, lr=lr)
+        for p, q in zip(loaded.parameters(), method.parameters(), strict=True):
+            assert torch.equal(p, q)
