@@ -14,13 +14,11 @@ class Solution(NamedTuple):
 
     Attributes:
         a: `[n C]`.
-        apply: maps c `[n C]` to b `[n C]` with d<c, a> = -<b, df(X)> where H is held fixed.
-        adjoint: maps c to the symmetric G `[n C, n C]` with d<c, a> = <G, dH> where f(X) is held fixed.
+        derivatives: maps c `[n C]` to b `[n C]` and the symmetric G `[n C, n C]` with d<c, a> = <G, dH> - <b, df(X)>.
     """
 
     a: Tensor
-    apply: Callable[[Tensor], Tensor]
-    adjoint: Callable[[Tensor], Tensor]
+    derivatives: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,7 @@ class ClosedForm:
             a = gradient_flow(kernel, residual, self.t, approximation=self.approximation, ridge=self.ridge)
         else:
             a = flow.apply(residual)
-        return Solution(a, flow.apply, lambda c: flow.adjoint(c, residual))
+        return Solution(a, lambda c: (flow.apply(c), flow.adjoint(c, residual)))
 
 
 @dataclasses.dataclass(frozen=True)

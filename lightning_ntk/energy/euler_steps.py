@@ -59,12 +59,12 @@ class EulerSteps:
                 a = a - step * grad(self.loss)(start + (h @ a).view_as(start), targets).flatten()
             return a
 
-        def adjoint(cotangent: Tensor) -> Tensor:
-            of_kernel, _ = pullback(cotangent)
-            return 0.5 * (of_kernel + of_kernel.mT)
+        def derivatives(c: Tensor) -> tuple[Tensor, Tensor]:
+            of_kernel, of_outputs = pullback(c)
+            return -of_outputs.flatten(), 0.5 * (of_kernel + of_kernel.mT)
 
         a, pullback = vjp(solution, kernel, outputs)
-        return Solution(a, lambda c: -pullback(c)[1].flatten(), adjoint)
+        return Solution(a, derivatives)
 
 
 def capped(

@@ -46,8 +46,8 @@ def support_terms(
     M are those of the small matrix [a, 2 G] N^(1/2). In float64. With `by_rows` none are computed: M's rows serve.
     """
     c = inner_products(jacobian, v[None]).squeeze(-1)
-    adjoint = solution.adjoint(c)
-    rounded = [x.to(v.dtype) for x in (solution.a, solution.apply(c), adjoint)]
+    b, adjoint = solution.derivatives(c)
+    rounded = [x.to(v.dtype) for x in (solution.a, b, adjoint)]
     if by_rows:
         return SupportTerms(jacobian, v, *rounded, adjoint.new_zeros(0), v.new_zeros(0, c.shape[0]))
     norm = inner_products(v[None], v[None]).squeeze()
