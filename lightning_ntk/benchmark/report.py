@@ -99,6 +99,10 @@ def settings_in_words(settings: Settings) -> str:
     """The problem and how it was measured, in a line."""
     if settings.runs is not None:
         return f"Finished runs of {settings.runs}."
+    if set(settings.tables) == {"scaling"}:
+        return (
+            f"{settings.device}; at most {settings.repeats} rounds, {settings.limit_s:g} s a work."  # Its own problem.
+        )
     words = (
         f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, Conv4 with {settings.filters}"
     )
