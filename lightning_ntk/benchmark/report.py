@@ -99,17 +99,16 @@ def settings_in_words(settings: Settings) -> str:
     """The problem and how it was measured, in a line."""
     if settings.runs is not None:
         return f"Finished runs of {settings.runs}."
-    if set(settings.tables) == {"scaling"}:
-        return (
-            f"{settings.device}; at most {settings.repeats} rounds, {settings.limit_s:g} s a work."  # Its own problem.
-        )
+    rounds = f"at most {settings.repeats} rounds, {settings.limit_s:g} s a work."
+    if set(settings.tables) == {"scaling"}:  # Its tables name their own problem.
+        return f"{settings.device}; {rounds}"
     words = (
         f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, Conv4 with {settings.filters}"
     )
     words += (
         f" filters, {settings.image_size}x{settings.image_size}x3, 2x2 pooling, float32 without TF32, {settings.device}"
     )
-    return f"{words}; at most {settings.repeats} rounds, {settings.limit_s:g} s a work."
+    return f"{words}; {rounds}"
 
 
 def show(result: Result) -> None:

@@ -114,6 +114,14 @@ class WandbRun(WandbLogger):
             reason = " ".join(str(error).split())
             instead = "leave W&B out, by logger=csv" if self._offline else "keep the run here, by logger=wandb_offline"
             raise ConfigError(f"logger.wandb: {reason} Or {instead}.") from error
+        # A sweep of W&B's writes its parameter `method` over the group of that name: its settings stand beside it.
+        hidden = {
+            f"{group}.{name}": value
+            for group, settings in self.config.items()
+            if isinstance(settings, dict) and isinstance(run.config.get(group), str)
+            for name, value in settings.items()
+        }
+        run.config.update(hidden)
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step", step_sync=True)
         self._experiment = run

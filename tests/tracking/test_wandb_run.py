@@ -83,6 +83,26 @@ def test_a_run_tells_wandb_what_its_files_hold_and_no_key_is_kept(monkeypatch, c
         assert SECRET.encode() not in file.read_bytes(), file
 
 
+def test_settings_that_a_sweep_of_wandb_hides_are_kept_beside(tmp_path, monkeypatch):
+    import wandb
+
+    init = wandb.init
+
+    def as_an_agent(**options):
+        run = init(**options)
+        run.config.merge_locked({"method": "maml"}, user="sweep", _allow_val_change=True)  # As W&B does it.
+        return run
+
+    monkeypatch.setattr(wandb, "init", as_an_agent)
+    config = {"choices": {"method": "maml", "data": "sinusoid", "network": "mlp"}, "network": {}, "seed": 0}
+    settings = {"project": "p", "entity": None, "mode": "offline"}
+    with WandbRun(settings, tmp_path, {**config, "method": {"lr": 0.5, "inner_lr": 0.1}}, {}) as run:
+        run.start()
+        kept = dict(run.experiment.config)
+    assert (kept["method"], kept["method.lr"], kept["method.inner_lr"]) == ("maml", 0.5, 0.1)
+    assert not [key for key in kept if key.startswith(("choices.", "network."))]
+
+
 def test_the_id_that_a_sweep_of_wandb_gives_is_the_one_that_is_kept():
     command = [sys.executable, "-m", "lightning_ntk.train", *TINY_SINE, "logger=wandb_offline", "run_dir=run"]
     given = {"WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": "run7", "PYTHONPATH": str(conf_folder().parent)}
