@@ -6,7 +6,7 @@ H = Theta(X, X). So the adapted function is f(x) + Theta(x, X) a with
     a_0 = 0,   a_{j+1} = a_j - alpha / k dl/df(f(X) + H a_j),   a = a_k:
 
 whose meta-gradient (`energy.meta_rkhs_ii`) needs no more than da. The k steps are taken, and differentiated, on vectors
-of n C numbers, and cost next to nothing beside the support Jacobian.
+of n C numbers, and cost little beside the support Jacobian of a convolutional network (docs/META_RKHS_I.md).
 """
 
 import dataclasses

@@ -44,7 +44,7 @@ class MetaRKHSI(MetaLearner):
         alpha: step of the energy. By Theorems 3 and 4 it stands for k inner steps of size alpha / k.
         euler_steps: k (ours), of the euler energy. The network's parameters stay where they are: each step moves the
             function, under the kernel at theta. 1 costs a vjp and a jvp. More are taken on the support's kernel, at the
-            cost of Meta-RKHS-II's step whatever k is, or without it where it would cost more (`_by_kernel`).
+            cost of Meta-RKHS-II's step and k small ones, or without it where it would cost more (`_by_kernel`).
         step_cap: c (ours): a step, alpha or alpha / euler_steps, is at most c * 2 n / lambda_max in each task, with
             lambda_max of the NTK on its n support examples; below c = 1 every step is stable wherever the loss curves
             by less than 1 in an output. None leaves alpha as it is.
