@@ -52,8 +52,8 @@ class Adversarial(ProbeCallback):
         attacks: at the test, some of fgsm, pgd_linf, pgd_l2, noise, simba_pixel, simba_dct. In training pgd_linf alone.
         linf_eps: of fgsm, pgd_linf and noise, and of the attack on the support: numbers in [0, 1], or "8/255".
         l2_eps: of pgd_l2.
-        steps, step_size, loss: of PGD; see `attacks.white_box`. step_size: null takes 2/255 or, where that cannot
-            cross the cube, 2.5 eps / steps.
+        steps, step_size, loss: of PGD; see `attacks.white_box`. step_size: null takes 2/255 or, so that
+            every start can cross the cube, 2.5 eps / steps where that is more.
         simba_step, simba_directions, simba_frequencies, simba_loss: see `attacks.simba`.
         support: whether the support is attacked, too (at the test).
         through_adaptation: whether it is also attacked by the gradient through the adaptation, see `attacks.support`:

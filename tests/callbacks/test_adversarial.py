@@ -278,15 +278,23 @@ def test_a_method_that_asks_no_network_is_not_attacked_as_if_it_did():
     assert repr(measured[0]) == repr(measured[1])  # Lengths of what was never broken are NaN in both.
 
 
-def test_attacks_are_in_full_precision_whatever_the_trainers():
-    def probe():
-        torch.manual_seed(5)
-        return callback.probe(method, make_episode(), "test")
-
+def test_attacks_are_in_full_precision_whatever_the_trainers(monkeypatch):
     callback, method = from_yaml(attacks=["pgd_linf"], steps=3, support=False), adapted(MAML)
+    adapt, shortened = method.adapt, []
+
+    def watched(x, y):
+        predict = adapt(x, y)
+        return lambda images: (shortened.append(torch.is_autocast_enabled("cpu")), predict(images))[1]
+
+    monkeypatch.setattr(method, "adapt", watched)
+    torch.manual_seed(5)
+    alone = callback.probe(method, make_episode(), "test")
+    asked = len(shortened)
+    torch.manual_seed(5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        shortened = probe()
-    assert shortened == probe()
+        assert callback.probe(method, make_episode(), "test") == alone
+    assert len(shortened) == 2 * asked > 0
+    assert not any(shortened)
 
 
 def test_simbas_numbers_are_of_the_queries_that_were_right():
@@ -296,7 +304,7 @@ def test_simbas_numbers_are_of_the_queries_that_were_right():
     after = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     changed = x + torch.tensor([0.4, 0.25, 0.1, 0.1])[:, None, None, None]
     # With batch statistics a query that is wrong by itself can be asked about, too.
-    found = Attacked(changed, after, torch.tensor([7, 3, 8, 10]))
+    found = Attacked(changed, after, torch.tensor([99, 3, 8, 10]))
     task = _Task(lambda images: images.flatten(1)[:, :2], x, y)
     measured = _of_simba("adversarial/simba_dct", Suite(steps=1), task, clean, found, 0)
     assert measured["adversarial/simba_dct/queries"] == pytest.approx(7.0)
