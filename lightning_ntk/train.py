@@ -125,6 +125,11 @@ def train(
         raise
     if trainer.is_global_zero:
         announce(config, data, method, checkpoint)
+        if checkpoint is not None and (changed := run_folder.changed_defaults(checkpoint, config_folder)):
+            sys.stdout.write(
+                "Defaults have changed since the run was written, and it goes on with today's where you set nothing "
+                f"else ({'; '.join(changed)}).\n"
+            )
         if resumed and checkpoint.content["global_step"] < config.steps:
             (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
     with interruptible(lambda: how_to_go_on(folder)), cluster.requeued_on_signal(folder), tracker:

@@ -73,9 +73,11 @@ class MetaLearner(pl.LightningModule):
         """
         raise NotImplementedError
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of one task, a mean over its examples: cross-entropy, or the mean squared error in regression."""
-        return F.cross_entropy(outputs, targets) if self.spec.kind == "classification" else F.mse_loss(outputs, targets)
+    @property
+    def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The loss of one task, from outputs `[n, C]` and targets, a mean over its examples: cross-entropy, or the mean
+        squared error in regression."""
+        return F.cross_entropy if self.spec.kind == "classification" else F.mse_loss
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Class probabilities `[..., C]` of outputs `[..., C]` in classification: the softmax, for cross-entropy."""

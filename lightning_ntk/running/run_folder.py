@@ -17,7 +17,7 @@ from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.running import cluster
 from lightning_ntk.running.run_folder_names import CONFIG_FILE, OVERRIDES_FILE, RUN_FOLDER_VARIABLE
-from lightning_ntk.settings.config import plain
+from lightning_ntk.settings.config import compose_config, plain
 from lightning_ntk.settings.overrides import key_of, still_valid
 from lightning_ntk.settings.paths import as_path
 
@@ -144,6 +144,29 @@ def check_same_tasks(checkpoint: Checkpoint, spec: TaskSpec, key: str) -> None:
             )
     if (checkpoint.spec.mean is None) != (spec.mean is None):
         raise ConfigError(f"data.normalize differs from that of the run of {key}={checkpoint.file}. Leave it out.")
+
+
+def changed_defaults(checkpoint: Checkpoint, config_folder: str | None) -> list[str]:
+    """What the run's own overrides compose to today that was another value when it was written, as KEY: OLD, now NEW.
+
+    YAML files, and the defaults of a later version, change under a run that is taken up again. Settings that came or
+    went since are not among them.
+    """
+    try:
+        today = _leaves(plain(compose_config("train", [], config_folder, checkpoint.settings([]))))
+    except ConfigError:  # A choice of the run's is gone, and another in its place now.
+        return []
+    then = _leaves(checkpoint.config)
+    same = [key for key in then if key in today and key not in ("ckpt", "run_dir")]
+    return [f"{key}: {then[key]}, now {today[key]}" for key in same if then[key] != today[key]]
+
+
+def _leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dicts by dotted keys; a list is a value."""
+    leaves = {}
+    for key, value in config.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def check_no_other_folder(checkpoint: Checkpoint, overrides: list[str]) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from test_meta_rkhs_i import task
 
 from lightning_ntk.energy import meta_rkhs_i, meta_rkhs_ii
-from lightning_ntk.energy.euler_steps import EulerSteps
+from lightning_ntk.energy.euler_steps import EulerSteps, slopes
 
 
 def stacked(kind, loss, count):
@@ -19,8 +19,13 @@ def stacked(kind, loss, count):
     )
 
 
+def any_other_loss(outputs, targets):
+    """One of which nothing is written out."""
+    return F.softplus(-targets * outputs).mean()
+
+
 @pytest.mark.parametrize("kind", ["mlp", "batch", "group"])
-@pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss])
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss, any_other_loss])
 @pytest.mark.parametrize("steps", [1, 7])
 def test_the_meta_gradient_is_that_of_the_steps_through_the_network(kind, loss, steps):
     network, params, data = stacked(kind, loss, 2)
@@ -43,3 +48,21 @@ def test_the_cap_is_the_same_with_and_without_the_kernel():
     how = EulerSteps(loss, 1e6, 4, step_cap=0.3, coupled=False)
     found = meta_rkhs_ii.meta_gradient(network, params, sx[None], sy[None], qx[None], qy[None], loss, how)
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "loss, targets",
+    [
+        (F.mse_loss, torch.randn(4, 3, dtype=torch.float64)),
+        (F.cross_entropy, torch.tensor([0, 2, 1, 0])),
+        (F.cross_entropy, torch.rand(4, 3, dtype=torch.float64)),  # Probabilities, which need not sum to 1.
+        (any_other_loss, torch.rand(4, 3, dtype=torch.float64)),
+    ],
+)
+def test_slopes_and_curvatures_are_the_derivatives_of_the_loss(loss, targets):
+    outputs, u = torch.randn(2, 4, 3, dtype=torch.float64)
+    g, curvature = slopes(loss, targets, 3)(outputs)
+    expected = torch.func.grad(lambda at: loss(at, targets))(outputs)
+    _, along = torch.autograd.functional.hvp(lambda at: loss(at, targets), outputs, u)
+    assert torch.allclose(g, expected, rtol=1e-12)
+    assert torch.allclose(curvature(u), along, rtol=1e-12)

@@ -242,6 +242,19 @@ def test_a_run_remembers_its_config_folder(monkeypatch, tmp_path, capsys):
     assert (shown.method.inner_lr, shown.steps) == (0.02, 3)
 
 
+def test_a_run_says_which_defaults_have_changed_under_it(capsys):
+    Path("conf/method").mkdir(parents=True)
+    mine = "# Mine.\n_target_: lightning_ntk.methods.maml.MAML\nadapt_steps: 2\n"
+    Path("conf/method/mine.yaml").write_text(f"{mine}inner_lr: 0.02\n")
+    train.main(["--config-dir", "conf", *TINY_SINE, "method=mine", "run_dir=run"])
+    train.main(["ckpt=run", "steps=3", "method.adapt_steps=3"])
+    assert "Defaults have changed" not in capsys.readouterr().out  # What is set now is no default.
+    Path("conf/method/mine.yaml").write_text(f"{mine}inner_lr: 0.03\nfirst_order: true\n")
+    train.main(["ckpt=run", "steps=4"])
+    assert "you set nothing else (method.inner_lr: 0.02, now 0.03)." in capsys.readouterr().out
+    assert OmegaConf.load("run/config.yaml").method.inner_lr == 0.03
+
+
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "last.ckpt"
     AtomicCheckpoints().save_checkpoint({"step": 1}, file)
