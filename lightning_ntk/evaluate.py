@@ -135,7 +135,8 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     with interruptible(lambda: "There is no result; the run is as it was."), cluster.requeued_on_signal(folder):
         result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
-        run_folder.create(folder, config, [])
+        run_folder.make(folder)
+        run_folder.record(folder, config, [])
         write_results(folder, result)
         report(result)
         sys.stdout.write(f"{folder}\n")

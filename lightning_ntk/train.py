@@ -19,6 +19,7 @@ from lightning_ntk.methods.base import MetaLearner, measurements, training_measu
 from lightning_ntk.running import cluster, random_state, run_folder
 from lightning_ntk.running.checkpointing import checkpoint_callbacks, save_untrained
 from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.lock import writing
 from lightning_ntk.running.report import report_lines
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
 from lightning_ntk.running.run import Run
@@ -85,6 +86,7 @@ def train(
     resumed = checkpoint is not None and checkpoint.folder is not None
     folder, made = (checkpoint.folder, []) if resumed else run_folder.new_run_folder(config, method_name, data_name)
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
+    held = contextlib.ExitStack()
     try:
         data = build_data(config)
         if not data.has_split("train"):
@@ -114,25 +116,24 @@ def train(
         data.check_shared(trainer.world_size)
         check_precision(config.trainer.get("precision"), method)
         is_new = not resumed and not cluster.is_restarted()
-        made += run_folder.create(folder, config, overrides, is_new=is_new) if trainer.is_global_zero else []
+        if trainer.is_global_zero:
+            made += run_folder.make(folder)
+            held.enter_context(writing(folder))
+            run_folder.record(folder, config, overrides, is_new=is_new)
         tracker = contextlib.nullcontext()
         if wandb is not None:
             tracker = WandbRun(wandb, folder, plain(config), data.task_settings())
             tracker.start()
             trainer.loggers = [*loggers, tracker]
     except BaseException:
+        held.close()
         run_folder.discard(folder, made)
         raise
-    if trainer.is_global_zero:
-        announce(config, data, method, checkpoint)
-        if checkpoint is not None and (changed := run_folder.changed_defaults(checkpoint, config_folder)):
-            sys.stdout.write(
-                "Defaults have changed since the run was written, and it goes on with today's where you set nothing "
-                f"else ({'; '.join(changed)}).\n"
-            )
-        if resumed and checkpoint.content["global_step"] < config.steps:
-            (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
-    with interruptible(lambda: how_to_go_on(folder)), cluster.requeued_on_signal(folder), tracker:
+    with held, interruptible(lambda: how_to_go_on(folder)), cluster.requeued_on_signal(folder), tracker:
+        if trainer.is_global_zero:
+            announce(config, data, method, checkpoint, config_folder)
+            if resumed and checkpoint.content["global_step"] < config.steps:
+                (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
         fit_and_test(trainer, method, data, config, folder, checkpoint)
     return folder
 
@@ -189,13 +190,22 @@ def check_continues(checkpoint: Checkpoint, config: DictConfig) -> None:
 
 
 def announce(
-    config: DictConfig, data: pl.LightningDataModule, method: MetaLearner, checkpoint: Checkpoint | None
+    config: DictConfig,
+    data: pl.LightningDataModule,
+    method: MetaLearner,
+    checkpoint: Checkpoint | None,
+    config_folder: str | None,
 ) -> None:
     """Say what the settings do not let one expect."""
     if method.meta_trains and checkpoint is not None and checkpoint.content["global_step"] == config.steps:
         sys.stdout.write(f"The run has finished its {config.steps} steps; steps=MORE would train it for longer.\n")
     elif method.meta_trains and not data.has_split("val"):
         sys.stdout.write("The data has no validation split: the last checkpoint is the one tested.\n")
+    if checkpoint is not None and (changed := run_folder.changed_defaults(checkpoint, config_folder)):
+        sys.stdout.write(
+            "Defaults have changed since the run was written, and it goes on with today's where you set nothing else "
+            f"({'; '.join(changed)}).\n"
+        )
 
 
 def how_to_go_on(folder: Path) -> str:

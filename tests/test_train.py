@@ -118,7 +118,7 @@ def test_every_method_trains_resnet12_from_its_yaml(method, small_images):
 def test_a_run_folder_holds_everything():
     result = run(*TINY_SINE, "seed=3")
     names = {path.name for path in Path("run").iterdir()}
-    assert names == {"config.yaml", "overrides.yaml", "checkpoints", "metrics.csv", "results.json"}
+    assert names == {".lock", "config.yaml", "overrides.yaml", "checkpoints", "metrics.csv", "results.json"}
     assert {path.name for path in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = OmegaConf.load("run/config.yaml")
     assert (config.seed, config.data.seed, config.data.steps_per_epoch) == (3, 3, 1)
@@ -230,7 +230,7 @@ def test_two_runs_that_start_at_once_do_not_share_a_folder(monkeypatch):
     monkeypatch.setattr(train, "build_data", meanwhile)
     with pytest.raises(ConfigError, match=r"run_dir=.*run: another process has begun a run there meanwhile"):
         run(*TINY_SINE)
-    assert [path.name for path in Path("run").iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in Path("run").iterdir()) == [".lock", "config.yaml"]
     assert Path("run/config.yaml").read_text() == "of another process"
 
 
@@ -385,7 +385,7 @@ def test_a_folder_that_cannot_be_written_to_the_end_is_not_left(monkeypatch):
     Path("of_others").mkdir()
     with pytest.raises(ConfigError, match=r"run_dir=.*No space left on device"):
         run(*TINY_SINE, folder="of_others")
-    assert list(Path("of_others").iterdir()) == []
+    assert [path.name for path in Path("of_others").iterdir()] == [".lock"]
 
 
 def test_a_run_is_named_by_its_choices(tmp_path):

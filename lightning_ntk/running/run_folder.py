@@ -246,18 +246,24 @@ def check_writable(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}={folder} cannot be written: {ancestor} is no folder that you can write to.")
 
 
-def create(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bool = False) -> list[Path]:
-    """Make the folder and record the resolved config and the overrides that led to it.
-
-    Args:
-        is_new: there must be no run in it yet, not even one that another process has begun a moment ago.
-
-    Returns:
-        The folders that were made, innermost first.
-    """
+def make(folder: Path) -> list[Path]:
+    """Make the folder where it is not there; returns the folders that were made, innermost first, for `discard`."""
     made = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        discard(folder, made)
+        raise ConfigError(f"run_dir={folder} cannot be written: {error}") from error
+    return made
+
+
+def record(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bool = False) -> None:
+    """Write the resolved config and the overrides that led to it.
+
+    Args:
+        is_new: there must be no run in the folder yet, not even one that another process has begun a moment ago.
+    """
+    try:
         if is_new:
             (folder / CONFIG_FILE).touch(exist_ok=False)
         OmegaConf.save(config, folder / CONFIG_FILE, resolve=True)
@@ -268,12 +274,10 @@ def create(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bo
             "folder by run_dir=."
         ) from error
     except OSError as error:
-        discard(folder, made)
         if is_new:
             with contextlib.suppress(OSError):
                 (folder / CONFIG_FILE).unlink()
         raise ConfigError(f"run_dir={folder} cannot be written: {error}") from error
-    return made
 
 
 def missing_folders(folder: Path) -> list[Path]:
@@ -282,7 +286,7 @@ def missing_folders(folder: Path) -> list[Path]:
 
 
 def discard(folder: Path, made: list[Path]) -> None:
-    """Undo `create`, where it made the folder."""
+    """Undo `make`, where it made the folder."""
     if folder in made:
         shutil.rmtree(folder, ignore_errors=True)
         for path in made[1:]:

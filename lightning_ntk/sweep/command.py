@@ -13,6 +13,7 @@ from types import FrameType
 
 from lightning_ntk.comparison.overview import compare_tasks
 from lightning_ntk.errors import ConfigError, JobsFailedError, LightningNTKError, nearest_name
+from lightning_ntk.running.lock import LOCK_FILE, holder, lock
 from lightning_ntk.running.results import FILE_NAME
 from lightning_ntk.settings.arguments import parse_command
 from lightning_ntk.settings.config import UnknownSettingError, conf_folder, groups, own_folder
@@ -25,7 +26,6 @@ from lightning_ntk.sweep.plan import begins_anew, make_jobs, start_anew, to_run
 from lightning_ntk.sweep.progress import Progress
 from lightning_ntk.sweep.runner import Runner
 from lightning_ntk.sweep.settings import Settings, read_settings
-from lightning_ntk.sweep.start import LOCK_FILE, lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -122,8 +122,8 @@ def held(out: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"out={out} cannot be written: {error.strerror}. Name another folder by out=.") from error
     if taken is None:
-        holder = (out / LOCK_FILE).read_text(encoding="utf-8").strip()
-        raise ConfigError(f"out={out}: another sweep works on this folder ({holder}). Wait for it, or name another.")
+        who = holder(out / LOCK_FILE)
+        raise ConfigError(f"out={out}: another sweep works on this folder ({who}). Wait for it, or name another.")
     try:
         yield
     finally:

@@ -7,11 +7,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.running.lock import LOCK_FILE, is_locked
 from lightning_ntk.settings.config import compose_config
 from lightning_ntk.settings.overrides import key_of
 from lightning_ntk.settings.top_level import check_steps, check_top_level
 from lightning_ntk.sweep.job import TEMPORARY_STATE_FILE, TRAIN, Job, Needs, State, has_result, read_state, result_error
-from lightning_ntk.sweep.start import LOCK_FILE, STATE_FILE, clear, is_locked
+from lightning_ntk.sweep.start import STATE_FILE, clear
 
 # Settings beside the groups that decide what a job needs, or that are checked before one starts.
 DECIDE_NEEDS = (

@@ -5,20 +5,17 @@ it, that no two processes write one folder, and that a run with a checkpoint goe
 `python ARGUMENTS run_dir=FOLDER` (or `ckpt=FOLDER`).
 """
 
-import fcntl
 import os
 import re
 import shutil
 import signal
-import socket
 import sys
-import time
 from pathlib import Path
 
 from lightning_ntk.running.cluster import die_with_parent
+from lightning_ntk.running.lock import LOCK_FILE, holder, lock
 
 STATE_FILE = "job.json"
-LOCK_FILE = ".lock"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 # What a job's folder keeps when the job begins anew.
 KEPT = r"job\.json|\.lock|log_\d+(_rank\d+)?\.txt"
@@ -37,8 +34,8 @@ def main(argv: list[str]) -> None:
     if rank == 0:
         held = lock(folder / LOCK_FILE, LOCK_WAIT_S)
         if held is None:
-            holder = (folder / LOCK_FILE).read_text(encoding="utf-8").strip()
-            sys.stderr.write(f"lightning-ntk: {folder} is being written by another process ({holder}).\n")
+            who = holder(folder / LOCK_FILE)
+            sys.stderr.write(f"lightning-ntk: {folder} is being written by another process ({who}).\n")
             sys.exit(EXIT_LOCKED)
         os.set_inheritable(held, True)  # The training holds it on, for as long as it lives.
         going_on = (folder / LAST_CHECKPOINT).is_file()
@@ -60,44 +57,6 @@ def die_with(parent: int) -> None:
     die_with_parent()
     if sys.platform == "linux" and os.getppid() != parent:  # It has ended already.
         sys.exit(EXIT_LOCKED)
-
-
-def lock(file: Path, wait_s: float = 0.0) -> int | None:
-    """Take a lock; returns the open file that holds it until it is closed, or None when somebody else has it.
-
-    A file system that knows no locks gives none: then this says so on stderr and goes on.
-    """
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                return None
-            time.sleep(0.1)
-        except OSError as error:
-            sys.stderr.write(f"{file.parent} is on a file system without locks ({error.strerror}): start this once.\n")
-            break
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor
-
-
-def is_locked(file: Path) -> bool:
-    """Whether a living process has a lock."""
-    if not file.exists():
-        return False
-    with file.open("rb") as target:
-        try:
-            fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # No locks here.
-            return False
-    return False
 
 
 if __name__ == "__main__":

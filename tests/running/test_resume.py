@@ -255,6 +255,20 @@ def test_a_run_says_which_defaults_have_changed_under_it(capsys):
     assert OmegaConf.load("run/config.yaml").method.inner_lr == 0.03
 
 
+def test_a_run_is_not_taken_up_twice_at_once():
+    run(*TINY_SINE)
+    before = Path("run/config.yaml").read_text()
+    hold = "import sys; from pathlib import Path; from lightning_ntk.running.lock import lock\n"
+    hold += "held = lock(Path('run/.lock')); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=rf"run is being written by another process \(process {other.pid} on "):
+            train.main(["ckpt=run", "steps=3"])
+        other.stdin.close()
+    assert Path("run/config.yaml").read_text() == before
+    train.main(["ckpt=run", "steps=3"])
+
+
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "last.ckpt"
     AtomicCheckpoints().save_checkpoint({"step": 1}, file)

@@ -13,6 +13,7 @@ from sweeping import PROGRAM, starts
 
 from lightning_ntk import cli
 from lightning_ntk.errors import ConfigError, MissingDependencyError
+from lightning_ntk.running.lock import LOCK_FILE, is_locked
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder, groups
 from lightning_ntk.sweep import plan
@@ -20,7 +21,6 @@ from lightning_ntk.sweep.command import plain_words, sweep_folder
 from lightning_ntk.sweep.grid import expand, read_overrides
 from lightning_ntk.sweep.job import Job, read_state
 from lightning_ntk.sweep.settings import Settings, load_yaml, read_settings
-from lightning_ntk.sweep.start import LOCK_FILE, is_locked
 from lightning_ntk.sweep.wandb_sweep import is_wandb
 
 
@@ -164,7 +164,7 @@ def test_a_command_without_words_starts_nothing(capsys):
 def test_two_sweeps_do_not_work_on_one_folder(capsys):
     Path("o").mkdir()
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from pathlib import Path; from lightning_ntk.sweep.start import lock\n"
+        [sys.executable, "-c", "import sys; from pathlib import Path; from lightning_ntk.running.lock import lock\n"
          "held = lock(Path('o/.lock')); print('held', flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 from sweeping import Notes, starts, trivial
 
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.running.lock import LOCK_FILE, is_locked
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep.command import JobList
@@ -16,7 +17,6 @@ from lightning_ntk.sweep.job import Needs
 from lightning_ntk.sweep.launchers.ray import RayLauncher, check_answers
 from lightning_ntk.sweep.runner import Runner
 from lightning_ntk.sweep.settings import RaySettings
-from lightning_ntk.sweep.start import LOCK_FILE, is_locked
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 from sweeping import PROGRAM, Notes, run_locally, starts, trivial
 
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.running.lock import LOCK_FILE, is_locked
 from lightning_ntk.running.results import SCHEMA_VERSION, read_results
 from lightning_ntk.settings.config import conf_folder
 from lightning_ntk.sweep import job as job_module
@@ -23,7 +24,6 @@ from lightning_ntk.sweep.launchers.local import LocalLauncher, visible_gpus
 from lightning_ntk.sweep.plan import begins_anew, start_anew, to_run
 from lightning_ntk.sweep.process import JobProcess, job_environment
 from lightning_ntk.sweep.runner import Clock, Runner
-from lightning_ntk.sweep.start import LOCK_FILE, is_locked
 
 
 @pytest.fixture(autouse=True)

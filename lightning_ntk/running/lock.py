@@ -1,0 +1,88 @@
+"""The lock of a folder that one process at a time writes: a run's, or a sweep's. It goes with its process, however."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lightning_ntk.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None
+
+LOCK_FILE = ".lock"
+
+
+def lock(file: Path, wait_s: float = 0.0) -> int | None:
+    """Take a lock; returns the open file that holds it until it is closed, or None when somebody else has it.
+
+    A file system that knows no locks gives none: then this says so on stderr and goes on.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    if fcntl is None:
+        return descriptor
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.1)
+        except OSError as error:
+            sys.stderr.write(f"{file.parent} is on a file system without locks ({error.strerror}): start this once.\n")
+            break
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"{_this_process()}\n".encode())
+    return descriptor
+
+
+def holder(file: Path) -> str:
+    """The process that has a lock, or had it last: `process NUMBER on MACHINE`."""
+    return file.read_text(encoding="utf-8").strip()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run. A job of a sweep has its lock from before it became this process.
+
+    Raises:
+        ConfigError: another process is at work on the run, or the folder cannot be written.
+    """
+    try:
+        held = lock(folder / LOCK_FILE)
+        who = None if held is not None else holder(folder / LOCK_FILE)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}.") from error
+    if who not in (None, _this_process()):
+        raise ConfigError(f"{folder} is being written by another process ({who}). Wait for it, or end it.")
+    try:
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a living process has a lock."""
+    if fcntl is None or not file.exists():
+        return False
+    with file.open("rb") as target:
+        try:
+            fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # No locks here.
+            return False
+    return False
