@@ -12,6 +12,7 @@ from torch import Tensor
 
 from callbacks.adversarial_figure import NEVER, draw
 from callbacks.base import Measured, ProbeCallback, Stage
+from callbacks.probing import check_outputs
 from lightning_ntk.attacks import art_adapter, masking
 from lightning_ntk.attacks.base import Attacked, Predictor, check_episode, check_eps, check_steps, evaluate, in_parts
 from lightning_ntk.attacks.losses import attack_loss
@@ -172,8 +173,7 @@ class Adversarial(ProbeCallback):
         # Seeded by the episode: alike on any rank, and the same start for every attack.
         seed = int(torch.randint(2**31, ()))
         outputs = evaluate(task.predict, task.x)
-        if not torch.isfinite(outputs).all():
-            raise FloatingPointError("the adapted model's outputs are no finite numbers")
+        check_outputs(outputs)
         measured: Measured = {CLEAN: task.accuracy(outputs)}
         if any(name not in (*SIMBA, "noise") for name in suite.attacks):
             gradient, _ = input_gradient(task.predict, task.x, task.y, attack_loss(suite.loss))

@@ -24,7 +24,7 @@ def draw(episodes: dict[str, list[float]], series: dict[str, Any], clean: str, l
     """
     curves: dict[bool, dict[str, dict[float, list[float]]]] = {False: {}, True: {}}
     for name, values in episodes.items():
-        if match := re.fullmatch(r"adversarial(_support)?/(\w+)/eps_([^/]+)/accuracy", name):
+        if match := re.fullmatch(r"adversarial(_support)?/([^/]+)/eps_([^/]+)/accuracy", name):
             label = match[2] + (" on the support" if match[1] else "")
             curves[match[2] in l2_families].setdefault(label, {0.0: episodes[clean]})[float(match[3])] = values
     queries = {name.split("/")[1]: after for name, after in series.items() if name.endswith("/broken_after")}

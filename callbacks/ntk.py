@@ -95,9 +95,12 @@ class NTK(ProbeCallback):
             if not bool(torch.isfinite(kernel).all()):
                 raise DivergenceError(where_not_finite(method.network, params, x))
             if (stage, index) not in self._at_start:
-                initial = {name: p.to(x.device) for name, p in self._initial.items()}
+                # Kept as they were before the trainer chose a device and a precision.
+                initial = {name: p.to(params[name]) for name, p in self._initial.items()}
                 self._at_start[stage, index] = kernels(method.network, initial, x, self.kernel, False)[0]
         start, before = self._at_start[stage, index], self._last.get(index)
+        if before is not None and before.shape != start.shape:
+            before = None  # From before a restart with other examples or another kind of kernel.
         values = spectrum.spectrum(kernel)
         measured = self._numbers(method, values, kernel, targets_of(y, method.spec.outputs).cpu())
         measured["ntk/drift_from_start"] = spectrum.drift(kernel, start)
@@ -175,6 +178,10 @@ class NTK(ProbeCallback):
     def _remember(self) -> None:
         """Keep what the next probe in training is compared with, and the spectrum for the curve over training."""
         kernels = self.series.get(KERNEL, [])
+        sides = {math.isqrt(len(flat)) for flat in kernels if flat}
+        if sides and any(len(kernel) not in sides for kernel in self._last.values()):
+            # Restarted with kernels of another size: one curve cannot hold both, so that it begins anew.
+            self._last, self.steps, self.spectra = {}, [], []
         for index, flat in enumerate(kernels):
             if flat:
                 side = math.isqrt(len(flat))

@@ -10,6 +10,7 @@ from torchmetrics.functional import mean_squared_error
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from callbacks.base import Measured
+from callbacks.probing import check_outputs
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.running.results import mean_and_ci95
 
@@ -18,9 +19,14 @@ BINS = 15  # of the expected calibration error
 
 def scores(method: MetaLearner, predictor: Predictor, x: Tensor, y: Tensor, place: str) -> Measured:
     """Scores of one task's queries `[m, ...]`: the mean squared error in regression; else accuracy, Brier score, and
-    for the calibration error each query's confidence and whether it was right."""
+    for the calibration error each query's confidence and whether it was right.
+
+    Raises:
+        FloatingPointError: outputs that are not finite.
+    """
     with torch.no_grad():
         outputs = predictor(x)
+        check_outputs(outputs)
         found = {f"{place}/{name}": float(v) for name, v in method.score(outputs[None], y[None]).items()}
         if method.spec.kind == "regression":
             return found
@@ -36,13 +42,17 @@ def scores(method: MetaLearner, predictor: Predictor, x: Tensor, y: Tensor, plac
 def calibration_error(confidences: list[list[float]], right: list[list[float]]) -> float:
     """Expected calibration error (Guo et al. 2017) of all episodes' queries together, in BINS equal bins.
 
-    Together, since few queries a bin make it large by chance.
+    Together, since few queries a bin make it large by chance. NaN where an episode is missing (its lists are empty).
     """
+    if not all(confidences):
+        return math.nan
     confidence, is_right = (
         torch.tensor(list(itertools.chain(*values)), dtype=torch.float64) for values in (confidences, right)
     )
     if not confidence.numel() or not bool(torch.isfinite(confidence).all()):
         return math.nan
+    # torchmetrics works in float32 and gives a confidence of exactly 1 a bin of its own, after the last of BINS.
+    confidence = confidence.float().clamp(max=1 - torch.finfo(torch.float32).eps / 2)
     # torchmetrics takes the largest probability as the confidence: the first of two here, class 0 being "right".
     two = torch.stack([confidence, torch.zeros_like(confidence)], dim=1)
     return float(multiclass_calibration_error(two, (1 - is_right).long(), num_classes=2, n_bins=BINS, norm="l1"))

@@ -62,7 +62,8 @@ def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.Lightni
         raise ConfigError(
             f"{key}: {error} (A target's own settings: callbacks.ood.targets={{{name}: {{KEY: VALUE}}}}.)"
         ) from error
-    check_fits(key, data.spec, run.method.spec, any_ways=run.method.any_ways)
+    ways = data.task_settings().get("ways", data.spec.outputs)
+    check_fits(key, data.spec, run.method.spec, ways=ways, any_ways=run.method.any_ways)
     return data
 
 
@@ -76,7 +77,9 @@ def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:
             near = nearest_name(f"data.{key}", [f"data.{each}" for each in found])
             raise ConfigError(f"There is no setting 'data.{key}' of data={choice}.{near}")
     source, shape = plain(run.config.data), run.method.spec.input_shape
-    shared = {key: own.get(key) or source.get(f"eval_{key}") or source.get(key) for key in SHAPE}
+    # What the run's YAML leaves out is a default of its class, which only the data themselves know.
+    tested = run.data.task_settings()
+    shared = {key: own.get(key) or tested.get(key) or source.get(f"eval_{key}") or source.get(key) for key in SHAPE}
     shared |= {f"eval_{key}": shared[key] for key in SHAPE} | {"eval_seed": source.get("eval_seed", 0)}
     if len(shape) == 3:
         shared |= {"channels": shape[0], "image_size": max(shape[1:])}
@@ -84,17 +87,17 @@ def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:
     return plain(OmegaConf.merge(found, taken, own))
 
 
-def check_fits(key: str, target: TaskSpec, source: TaskSpec, *, any_ways: bool) -> None:
+def check_fits(key: str, target: TaskSpec, source: TaskSpec, *, ways: int, any_ways: bool) -> None:
     """Raise `ConfigError` unless the run's network can take the target's tasks, images converted.
 
-    `any_ways`: the method needs no output for each way.
+    `ways`: of the target's episodes in classification. `any_ways`: the method needs no output for each way.
     """
     if target.kind != source.kind:
         raise ConfigError(f"{key}: the run is {source.kind}, but the target's tasks are {target.kind}.")
-    if source.kind == "classification" and target.outputs > source.outputs and not any_ways:
+    if source.kind == "classification" and ways > source.outputs and not any_ways:
         raise ConfigError(
             f"{key}: the network has {source.outputs} outputs, one for each way, but the target's tasks have "
-            f"{target.outputs} ways. Set {key}.ways to at most {source.outputs}."
+            f"{ways} ways. Set {key}.ways (and {key}.eval_ways, where it is set) to at most {source.outputs}."
         )
     if source.kind == "regression" and target.outputs != source.outputs:
         raise ConfigError(
@@ -125,5 +128,7 @@ def as_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
         weights = x.new_tensor(LUMINANCE).view(3, 1, 1)
         x = (x * weights).sum(1, keepdim=True) if channels == 1 else x.expand(-1, channels, -1, -1)
     if list(x.shape[2:]) != size:
-        x = F.interpolate(x, size, mode="bilinear", antialias=True).clamp(0, 1)
+        # In float32 at least: on a CPU there is no such interpolation of 16-bit numbers.
+        wide = x if x.dtype.itemsize >= 4 else x.float()
+        x = F.interpolate(wide, size, mode="bilinear", antialias=True).clamp(0, 1).to(x.dtype)
     return x

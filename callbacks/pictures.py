@@ -9,6 +9,7 @@ from torch import Tensor
 
 from callbacks import pictures_figures
 from callbacks.base import SPLIT, Measured, ProbeCallback, Stage
+from callbacks.probing import check_outputs
 from datamodules.base import as_unit_floats
 from lightning_ntk.attacks.base import Attacked, check_episode
 from lightning_ntk.attacks.suite import Suite, parse_size
@@ -89,6 +90,7 @@ class Pictures(ProbeCallback):
         predict = method.adapt(episode.support_x, episode.support_y)
         with torch.no_grad():
             outputs = predict(episode.query_x)
+            check_outputs(outputs)
             if method.spec.kind == "regression":
                 return {BEFORE: _flat(method.network(episode.query_x)), AFTER: _flat(outputs)}
             measured: Measured = {PROBABILITIES: _flat(method.probabilities(outputs.double()))}
@@ -96,6 +98,7 @@ class Pictures(ProbeCallback):
         if self.eps and len(chosen):
             seed = int(torch.randint(2**31, ()))
             found = self._attacked(method.couples_queries, predict, episode, chosen, seed)
+            check_outputs(found.outputs)
             measured |= {
                 CHOSEN: _flat(chosen),
                 IMAGES: _flat(found.images),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner
@@ -50,6 +51,13 @@ def on_device(trainer: pl.Trainer, episode: Episode) -> Episode:
 def is_finite(method: MetaLearner) -> bool:
     """Whether all parameters are finite numbers."""
     return all(bool(torch.isfinite(parameter).all()) for parameter in method.parameters())
+
+
+def check_outputs(outputs: Tensor) -> None:
+    """Raise `FloatingPointError`, which a probe reports as a failed episode, unless all outputs are finite: the largest
+    of others means nothing."""
+    if not bool(torch.isfinite(outputs).all()):
+        raise FloatingPointError("the adapted model's outputs are no finite numbers")
 
 
 def gather_by_index(local: dict[int, Any]) -> dict[int, Any]:

@@ -153,7 +153,7 @@ class ImageDataModule(EpisodicDataModule):
         A split may also be a mapping to views into one memory-mapped array, its attribute `images`; then nothing is
         copied. With an attribute `digest` its content is not hashed again.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method class_splits: see docs/DATA.md.")
 
     def unreadable(self) -> Iterator[str]:
         """A line for each image that cannot be read; looked for when `class_splits` has failed on one."""
@@ -251,7 +251,14 @@ class ImageDataModule(EpisodicDataModule):
     def _read_splits(self) -> dict[str, Classes]:
         """The splits that have classes, read once for a survey and the setup that follows it."""
         if not self._surveyed:
-            self._surveyed = {split: classes for split, classes in self.class_splits().items() if classes}
+            splits = self.class_splits()
+            for value in [splits, *splits.values()] if isinstance(splits, Mapping) else [splits]:
+                if not isinstance(value, Mapping):
+                    raise DataError(
+                        f"{type(self).__name__}.class_splits must return {{split: {{class: images}}}}, but there is a "
+                        f"{type(value).__name__} in the place of a dict."
+                    )
+            self._surveyed = {split: classes for split, classes in splits.items() if classes}
         return self._surveyed
 
     def task_shape(self, split: str, epoch: int, index: int) -> TaskShape:

@@ -31,6 +31,16 @@ from lightning_ntk.train import (
     run_test,
 )
 
+# Settings that change nothing of a test.
+OF_TRAINING = {
+    "seed": "data.eval_seed=N draws other test episodes",
+    "steps": "train ckpt=RUN steps=MORE goes on with it",
+    "val_every": "leave it out",
+    "lr_schedule": "leave it out",
+    "test": "evaluate always tests",
+    "test_checkpoint": "use checkpoint=best or checkpoint=last",
+}
+
 
 def main(argv: list[str] | None = None) -> None:
     """Evaluate as the command line asks; see `lightning-ntk evaluate --help`."""
@@ -91,6 +101,9 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     the settings named in an override change. Other data leave the run's own behind where they have no place for it.
     """
     keys = keys_of(overrides)
+    for key in keys:
+        if key in OF_TRAINING:
+            raise ConfigError(f"{key}= belongs to training, which is over: {OF_TRAINING[key]}.")
     # An experiment is a setting of the data, too.
     inherited = [o for o in checkpoint.settings(overrides) if not ("data" in keys and key_of(o) == "experiment")]
     composed = compose_config("train", overrides, config_folder or checkpoint.config_folder, inherited)
@@ -100,7 +113,8 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     for key in keys:
         if key.startswith("method."):
             OmegaConf.update(trained, key, OmegaConf.select(composed, key))
-    composed.method, composed.network = trained.method, trained.network
+    composed.method, composed.network, composed.seed = trained.method, trained.network, trained.seed
+    composed.choices.method, composed.choices.network = trained.choices.method, trained.choices.network
     return composed
 
 

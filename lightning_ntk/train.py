@@ -115,11 +115,13 @@ def train(
         trainer = build_trainer(config, data, folder, loggers, own)
         data.check_shared(trainer.world_size)
         check_precision(config.trainer.get("precision"), method)
-        is_new = not resumed and not cluster.is_restarted()
         if trainer.is_global_zero:
-            made += run_folder.make(folder)
+            new = run_folder.make(folder)
             held.enter_context(writing(folder))
-            run_folder.record(folder, config, overrides, is_new=is_new)
+            if resumed or not cluster.is_restarted():
+                run_folder.check_is_ours(folder, checkpoint if resumed else None)
+            made += new  # Nobody else's, from here on.
+            run_folder.record(folder, config, overrides)
         tracker = contextlib.nullcontext()
         if wandb is not None:
             tracker = WandbRun(wandb, folder, plain(config), data.task_settings())

@@ -150,8 +150,8 @@ def test_the_recipe_of_the_data_asked_for_changes_nothing_of_what_was_trained(tm
         (["method=maml"], r"checkpoint of MetaRKHSII"),
         (["method.t=-1"], r"method\.t"),
         (["checkpoint=middle"], r"checkpoint must be"),
-        (["steps=many"], r"steps must be a whole number of at least 1, but got 'many'"),
-        (["val_every=0"], r"val_every must be a whole number of at least 1, but got 0"),
+        (["steps=3"], r"steps= belongs to training, which is over: train ckpt=RUN"),
+        (["seed=5"], r"seed= belongs to training.*data\.eval_seed=N"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(overrides, message):
@@ -159,6 +159,12 @@ def test_what_cannot_be_evaluated_is_said(overrides, message):
     with pytest.raises(ConfigError, match=message):
         evaluated(*overrides)
     assert not Path("run/evaluations").exists()
+
+
+def test_a_result_has_the_names_and_the_seed_of_what_was_trained():
+    run(*TINY_SINE, "method=fomaml", "seed=3")
+    result = evaluated("method=maml")  # The same class: its settings are those of the run.
+    assert (result.method, result.seed, result.config["method"]["first_order"]) == ("fomaml", 3, True)
 
 
 def test_other_ways_than_the_head_has_point_to_eval_ways():

@@ -22,16 +22,16 @@ def write_named_blocks():
             file.write_text(rest)
 
 
-@pytest.mark.parametrize("choice", ["method=bias_only", "data=stripes"])
-def test_a_method_and_a_data_set_are_added_as_the_readme_says(choice, monkeypatch, tmp_path):
+@pytest.mark.parametrize("choice", ["method=bias_only", "network=one_layer", "data=stripes"])
+def test_a_method_a_network_and_a_data_set_are_added_as_the_readme_says(choice, monkeypatch, tmp_path):
     write_named_blocks()
     monkeypatch.syspath_prepend(str(tmp_path))
     # The group first: the sizes below belong to its settings.
     train.main(["--config-dir", "my_conf", choice, *(o for o in TINY if "data." not in o), "run_dir=run", *SIZES])
     result = read_results(Path("run"))
     assert len(result.episodes["test/accuracy"]) == 3
-    assert choice.partition("=")[2] in (result.method, result.data)
-    assert len(re.findall(r"```python\n# my_\w+\.py\n(?:.*\n){1,22}```", README)) == 2, "twenty lines or so each"
+    assert choice.partition("=")[2] in (result.method, result.data, result.config["choices"]["network"])
+    assert len(re.findall(r"```python\n# my_\w+\.py\n(?:.*\n){1,22}```", README)) == 3, "twenty lines or so each"
 
 
 SIZES = [

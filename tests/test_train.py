@@ -234,6 +234,20 @@ def test_two_runs_that_start_at_once_do_not_share_a_folder(monkeypatch):
     assert Path("run/config.yaml").read_text() == "of another process"
 
 
+def test_a_run_that_another_process_has_begun_meanwhile_is_not_deleted(monkeypatch):
+    make = train.run_folder.make
+
+    def meanwhile(folder):
+        made = make(folder)
+        (folder / "config.yaml").write_text("of another process")
+        return made
+
+    monkeypatch.setattr(train.run_folder, "make", meanwhile)
+    with pytest.raises(ConfigError, match=r"another process has begun a run there meanwhile"):
+        run(*TINY_SINE)
+    assert Path("run/config.yaml").read_text() == "of another process"
+
+
 def test_meta_learning_really_learns():
     # Short, but the real thing: sine waves, where 200 steps cut the error to a small part.
     settings = ["data=sinusoid", "logger=csv", "data.test_episodes=100", "lr_schedule=constant"]
@@ -312,6 +326,8 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
         (["+trainer.max_time=1"], r"trainer\.max_time cannot be set: use steps\.$"),
         (["+trainer.default_root_dir=x"], r"trainer\.default_root_dir cannot be set: use run_dir\.$"),
         (["+trainer.enable_model_summary=true"], r"trainer\.enable_model_summary cannot be set: a run prints none\.$"),
+        (["trainer.strategy=ddp_spawn"], r"trainer\.strategy=ddp_spawn tests in processes.*Use ddp"),
+        (["trainer.strategy=ddp_notebook_find_unused_parameters_true"], r"Use ddp, which starts the command"),
         (["trainer.strategy=fsdp"], r"trainer\.strategy must be auto, ddp or .*but got fsdp"),
         (["method.t=0"], r"method\.t"),
         (["method=meta_rkhs_i", "method.alpha=nan"], r"method\.alpha"),
@@ -351,8 +367,8 @@ def test_a_path_may_hold_what_hydra_has_a_meaning_for(name, tmp_path):
     trained = run(*TINY_SINE, folder=folder)
     train.main([f"ckpt={folder}", "steps=3"])
     assert read_results(folder).config["steps"] == 3
-    evaluate.main([f"run={folder}", "steps=2", "checkpoint=best"])
-    assert trained.episode_ids == read_results(folder / "evaluations" / "steps=2").episode_ids
+    evaluate.main([f"run={folder}", "data.eval_seed=0", "checkpoint=best"])
+    assert trained.episode_ids == read_results(folder / "evaluations" / "data.eval_seed=0").episode_ids
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,11 @@ def check_images(split: str, name: str, images: np.ndarray, shape: tuple[int, ..
         raise DataError(
             f"Class {name!r} of the {split} split must be uint8 images [n, channels, height, width], but is {found}."
         )
+    if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+        raise DataError(
+            f"Class {name!r} of the {split} split must be uint8 images [n, channels, height, width], but is {found}, "
+            "which has the channels last. Move them: images.transpose(0, 3, 1, 2)."
+        )
     if not len(images):
         raise DataError(f"Class {name!r} of the {split} split has no images. Remove the class, or fill it.")
     if shape is not None and tuple(images.shape[1:]) != shape:

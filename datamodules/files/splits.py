@@ -71,6 +71,7 @@ def read_split(file: Path) -> ClassSplit:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         committed = [path.stem for path in (conf_folder() / "splits").glob("*.csv")]
         near = nearest_name(file.name, committed) if isinstance(error, FileNotFoundError) else ""
+        near = " Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else near
         raise ConfigError(f"data.split_file={file} cannot be read: {error}.{near}") from error
     if not rows or not {"split", "class"} <= rows[0].keys():
         raise ConfigError(f'data.split_file={file} must be a CSV file with the header "split,class" and rows.')

@@ -102,12 +102,11 @@ def settings_in_words(settings: Settings) -> str:
     rounds = f"at most {settings.repeats} rounds, {settings.limit_s:g} s a work."
     if set(settings.tables) == {"scaling"}:  # Its tables name their own problem.
         return f"{settings.device}; {rounds}"
-    words = (
-        f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, Conv4 with {settings.filters}"
-    )
-    words += (
-        f" filters, {settings.image_size}x{settings.image_size}x3, 2x2 pooling, float32 without TF32, {settings.device}"
-    )
+    network, pooling = f"Conv4 with {settings.filters} filters, ", ", 2x2 pooling"
+    if set(settings.tables) == {"resnet12"}:
+        network, pooling = "", ""
+    words = f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, {network}"
+    words += f"{settings.image_size}x{settings.image_size}x3{pooling}, float32 without TF32, {settings.device}"
     return f"{words}; {rounds}"
 
 

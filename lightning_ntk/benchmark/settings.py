@@ -127,6 +127,8 @@ def parse_settings(words: Sequence[str]) -> Settings:
             given[key] = _value(key, text)
     tasks = {"tasks": 16} if given.get("device") == "cuda" and not given.get("quick") else {}
     settings = Settings(**{**tasks, **(QUICK if given.get("quick") else {}), **given})
+    if "level" in given and settings.runs is None:
+        raise ConfigError("level= is read off finished runs: name their folder too, runs=FOLDER level=0.7.")
     if settings.filters % 8 and {"norms", "compiled"} & {*settings.tables} and "group" in settings.norms:
         raise ConfigError(f"filters={settings.filters} is no multiple of 8, which norms=group needs.")
     return settings

@@ -122,7 +122,7 @@ def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], like: Tensor) -> Te
     # Any start that is not orthogonal to the eigenvector; the same one each time, also inside a vmap.
     direction = torch.arange(1, 1 + like.numel(), dtype=like.dtype, device=like.device).cos().view_as(like)
     for _ in range(POWER_ITERATIONS):
-        direction = direction / direction.norm()
+        direction = direction / direction.norm().clamp(min=torch.finfo(direction.dtype).tiny)  # Of the operator 0.
         image = multiply(direction)
         value, direction = (direction * image).sum(), image
     return value.detach()

@@ -63,7 +63,7 @@ class MetaLearner(pl.LightningModule):
 
     def meta_loss(self, episodes: Episode) -> Tensor:
         """Scalar training objective, the mean over the T tasks of a stacked `Episode`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method meta_loss(episodes).")
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         """Adapt to one task, from support `[n, *input_shape]` and its targets, without changing `self`.
@@ -71,7 +71,7 @@ class MetaLearner(pl.LightningModule):
         Works inside `torch.no_grad()` and in evaluation loops. The returned predictor stays valid until the network's
         parameters change.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs a method adapt(support_x, support_y).")
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor], Tensor]:
@@ -120,11 +120,23 @@ class MetaLearner(pl.LightningModule):
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
         with self._explained():
             loss = self.meta_loss(episodes)
+        if not isinstance(loss, Tensor) or loss.dim():
+            what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigError(f"{type(self).__name__}.meta_loss must return a scalar tensor, but returned {what}.")
+        of_all = self._mean_over_ranks(loss.detach())
         # Reading a value off a GPU waits for it, so there the check is made only where the loop waits anyway.
         if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
-            self.check_finite(loss)
-        self.log("train/loss", loss, batch_size=episodes.tasks, prog_bar=True)
+            self.check_finite(of_all)
+        self.log("train/loss", of_all, batch_size=episodes.tasks, prog_bar=True)
         return loss
+
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        """The mean of the ranks' values. Without the barrier of `sync_dist=True`, at which the host would wait."""
+        if self.trainer.world_size == 1:
+            return value
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        return value / self.trainer.world_size
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.networks.base import couples_examples
-from lightning_ntk.ntk.checks import check_is_function
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function
 from lightning_ntk.ntk.jacobian import Params, functional
 
 # Tasks share the overhead of a step, which is most of it where they are small. Above this part of the examples that are
@@ -82,6 +82,7 @@ def descend(
     Returns:
         The parameters `[T, *shape]` after the last step, and the objective before each step `[steps, T]`; detached.
     """
+    check_derivatives()
     leaves = {name: torch.stack([p.detach()] * tasks).requires_grad_() for name, p in start.items()}
     optimizer = optimizer_of(list(leaves.values()))
     values = []

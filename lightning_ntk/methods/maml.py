@@ -9,6 +9,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.methods.inner_loop import check_inner_loop, learn2learn_algorithm
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function
 
 
 class MAML(MetaLearner):
@@ -54,6 +55,7 @@ class MAML(MetaLearner):
         lr: float = 1e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)
+        check_is_function(network)
         check_inner_loop(adapt_steps, inner_lr, "adapt_steps", "inner_lr")
         check_inner_loop(test_adapt_steps, inner_lr, "test_adapt_steps", "inner_lr")
         if multi_step_loss < 0:
@@ -104,6 +106,7 @@ class MAML(MetaLearner):
         self, module: nn.Module, x: Tensor, y: Tensor, steps: int, first_order: bool
     ) -> Iterator[nn.Module]:
         """The clone after 0, 1, ..., `steps` gradient steps: one module, changed whenever the next is asked for."""
+        check_derivatives()
         # Parameters that are frozen, or that nothing uses, stay as they are.
         algorithm = self._algorithm(module, lr=self.inner_lr, first_order=first_order, allow_nograd=True)
         learner = algorithm.clone()

@@ -16,7 +16,7 @@ from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.methods.inner_loop import check_choice, check_inner_loop
 from lightning_ntk.networks.base import couples_examples
-from lightning_ntk.ntk.checks import check_is_function
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function
 from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, add, functional, gradient_and_value
 from lightning_ntk.ntk.precision import full_precision, in_full_precision
 
@@ -199,6 +199,7 @@ class MetaRKHSI(MetaLearner):
         return in_full_precision(predictor, self.device.type)
 
     def _adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
+        check_derivatives()
         network, params = functional(self.network)
         params = {name: p.detach() for name, p in params.items()}
         if self.adaptation == "euler" and self._by_kernel(examples=support_x.shape[0]):

@@ -9,6 +9,7 @@ from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.inner_loop import learn2learn_algorithm
 from lightning_ntk.methods.maml import MAML
+from lightning_ntk.ntk.checks import check_derivatives
 
 
 class MetaSGD(MAML):
@@ -63,6 +64,7 @@ class MetaSGD(MAML):
     def inner_steps(
         self, module: nn.Module, x: Tensor, y: Tensor, steps: int, first_order: bool
     ) -> Iterator[nn.Module]:
+        check_derivatives()
         learner = self._algorithm(module, lrs=self.step_sizes, first_order=first_order).clone()
         yield learner
         for _ in range(steps):

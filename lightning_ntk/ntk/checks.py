@@ -1,5 +1,6 @@
 """What a network must be for its Jacobian to mean anything: a function, of outputs `[n, C]`."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -33,6 +34,15 @@ def _dropout(layer: nn.Module) -> float:
     if isinstance(layer, WITH_DROPOUT):
         return layer.dropout
     return layer.p if isinstance(layer, _DropoutNd) else 0.0
+
+
+def check_derivatives() -> None:
+    """Raise `ConfigError` inside `torch.inference_mode()`."""
+    if torch.is_inference_mode_enabled():
+        raise ConfigError(
+            "An adaptation needs derivatives, which torch.inference_mode() has none of: some versions of PyTorch give "
+            "zeros. Use torch.no_grad() instead, and pl.Trainer(inference_mode=False)."
+        )
 
 
 def check_outputs(outputs: Tensor, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.checks import check_is_function, check_outputs
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
 from lightning_ntk.ntk.layers import engine_layers
 from lightning_ntk.ntk.precision import full_precision
@@ -142,11 +142,7 @@ class Jacobian:
     """
 
     def __init__(self, network: Network, params: Params, x: Tensor, *, coupled: bool = True) -> None:
-        if torch.is_inference_mode_enabled():
-            raise ConfigError(
-                "A Jacobian needs derivatives, which torch.inference_mode() has none of: some versions of PyTorch give "
-                "zeros. Use torch.no_grad() instead, and pl.Trainer(inference_mode=False)."
-            )
+        check_derivatives()
         self.network = network
         self.params = {name: p.detach() for name, p in params.items()}
         self.x = x

@@ -16,6 +16,8 @@ except ImportError:  # Windows.
     fcntl = None
 
 LOCK_FILE = ".lock"
+# Names the open file of a lock that this process was started with: a job of a sweep has one before it trains.
+HELD_VARIABLE = "LIGHTNING_NTK_LOCK"
 
 
 def lock(file: Path, wait_s: float = 0.0) -> int | None:
@@ -40,7 +42,7 @@ def lock(file: Path, wait_s: float = 0.0) -> int | None:
             sys.stderr.write(f"{file.parent} is on a file system without locks ({error.strerror}): start this once.\n")
             break
     os.truncate(descriptor, 0)
-    os.write(descriptor, f"{_this_process()}\n".encode())
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor
 
 
@@ -51,34 +53,40 @@ def holder(file: Path) -> str:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run. A job of a sweep has its lock from before it became this process.
+    """Hold the folder of a run.
 
     Raises:
         ConfigError: another process is at work on the run, or the folder cannot be written.
     """
+    file = folder / LOCK_FILE
     try:
-        held = lock(folder / LOCK_FILE)
-        who = None if held is not None else holder(folder / LOCK_FILE)
+        if _is_held_from_the_start(file):
+            yield
+            return
+        held = lock(file)
+        who = None if held is not None else holder(file)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}.") from error
-    if who not in (None, _this_process()):
+    if held is None:
         raise ConfigError(f"{folder} is being written by another process ({who}). Wait for it, or end it.")
     try:
         yield
     finally:
-        if held is not None:
-            os.close(held)
+        os.close(held)
 
 
-def _this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}"
+def _is_held_from_the_start(file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(int(os.environ[HELD_VARIABLE])), file.stat())
+    except (KeyError, ValueError, OSError):
+        return False
 
 
 def is_locked(file: Path) -> bool:
     """Whether a living process has a lock."""
     if fcntl is None or not file.exists():
         return False
-    with file.open("rb") as target:
+    with file.open("r+b") as target:  # NFS gives locks to those who may write.
         try:
             fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

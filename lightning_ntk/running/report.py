@@ -21,12 +21,12 @@ def report_lines(result: RunResult) -> list[str]:
     lines = []
     for name, values in result.episodes.items():
         mean, half_width = mean_and_ci95(values)
-        shown = (
-            f"{100 * mean:.2f} ± {100 * half_width:.2f} %"
-            if name.endswith("accuracy")
-            else f"{mean:.4f} ± {half_width:.4f}"
+        scale, digits, unit = (100, 2, " %") if name.endswith("accuracy") else (1, 4, "")
+        interval = f" ± {scale * half_width:.{digits}f}" if len(values) > 1 else ""  # One value has none.
+        episodes = f"{len(values)} episodes" if len(values) > 1 else "one episode"
+        lines.append(
+            f"{result.method} on {result.data}: {name} {scale * mean:.{digits}f}{interval}{unit} over {episodes}"
         )
-        lines.append(f"{result.method} on {result.data}: {name} {shown} over {len(values)} episodes")
     return lines + [f"  {line}" for line in _probe_lines(result.metrics)]
 
 

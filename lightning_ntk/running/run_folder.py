@@ -93,7 +93,10 @@ def load_checkpoint(path: str, key: str, name: str = "last") -> Checkpoint:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types on a file that is none of its own.
-        raise ConfigError(f"{key}={path}: {file} cannot be read as a checkpoint ({type(error).__name__}).") from error
+        raise ConfigError(
+            f"{key}={path}: {file} cannot be read as a checkpoint "
+            f"({type(error).__name__}). The run's other one, of best.ckpt and last.ckpt, may be whole."
+        ) from error
     if not isinstance(content, dict) or "run" not in content:
         raise ConfigError(f"{key}={path}: {file} was not written by lightning_ntk.")
     return Checkpoint(file.resolve(), content)
@@ -257,22 +260,28 @@ def make(folder: Path) -> list[Path]:
     return made
 
 
-def record(folder: Path, config: DictConfig, overrides: list[str], *, is_new: bool = False) -> None:
-    """Write the resolved config and the overrides that led to it.
+def check_is_ours(folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Once the folder is held: raise `ConfigError` when another process began a run, or went on with it, before that.
 
     Args:
-        is_new: there must be no run in the folder yet, not even one that another process has begun a moment ago.
+        checkpoint: what the run goes on from; None for a new one.
     """
+    if checkpoint is None:
+        if (folder / CONFIG_FILE).exists():
+            raise ConfigError(
+                f"run_dir={folder}: another process has begun a run there meanwhile. Start this one again, or name "
+                "another folder by run_dir=."
+            )
+    elif load_checkpoint(str(checkpoint.file), "ckpt").content["global_step"] != checkpoint.content["global_step"]:
+        raise ConfigError(f"ckpt={folder}: another process has gone on with the run meanwhile. Start this one again.")
+
+
+def record(folder: Path, config: DictConfig, overrides: list[str]) -> None:
+    """Write the resolved config and the overrides that led to it."""
+    is_new = not (folder / CONFIG_FILE).exists()
     try:
-        if is_new:
-            (folder / CONFIG_FILE).touch(exist_ok=False)
         OmegaConf.save(config, folder / CONFIG_FILE, resolve=True)
         OmegaConf.save(OmegaConf.create(list(overrides)), folder / OVERRIDES_FILE)
-    except FileExistsError as error:
-        raise ConfigError(
-            f"run_dir={folder}: another process has begun a run there meanwhile. Start this one again, or name another "
-            "folder by run_dir=."
-        ) from error
     except OSError as error:
         if is_new:
             with contextlib.suppress(OSError):

@@ -30,9 +30,17 @@ def check_precision(precision: str | None, method: MetaLearner) -> None:
 
 
 def check_strategy(strategy: Any) -> None:
-    """Raise `ConfigError` for a strategy other than DDP: parameters in parts have no Jacobian in one place."""
-    if strategy is not None and strategy != "auto" and not str(strategy).startswith("ddp"):
+    """Raise `ConfigError` for a strategy other than DDP: parameters in parts have no Jacobian in one place. And for
+    one whose ranks are children that take the scores with them."""
+    if strategy is None or strategy == "auto":
+        return
+    if not str(strategy).startswith("ddp"):
         raise ConfigError(f"trainer.strategy must be auto, ddp or a variant of it (ddp_...), but got {strategy}.")
+    if any(kind in str(strategy) for kind in ("spawn", "fork", "notebook")):
+        raise ConfigError(
+            f"trainer.strategy={strategy} tests in processes that take their scores with them. Use ddp, which starts "
+            "the command once for each rank."
+        )
 
 
 def check_numbers(settings: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.errors import InstantiationException
+from hydra.utils import get_object
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig
 
@@ -40,19 +41,51 @@ def instantiate(config: DictConfig, key: str, kind: type = object, **arguments: 
     except InstantiationException as error:
         # Hydra's lines: what failed, the exception behind it, and perhaps which part of the config.
         text, _, place = str(error).strip().partition("\nfull_key: ")
+        text = text.replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", f": {_cause(error)}")
         raise ConfigError(f"{place.strip() or key}: {' '.join(text.split()[:60])}") from error
     if inspect.isclass(factory.func) and not issubclass(factory.func, kind):
         raise ConfigError(f"{key}._target_={config['_target_']} is no {kind.__name__}.")
+    for name in arguments:
+        if name in factory.keywords:
+            raise ConfigError(f"{key}.{name} cannot be set: the run gives it. Leave it out.")
     check_types(factory.keywords, factory.func, key)
     try:
         return factory(**arguments)
     except TypeError as error:
         match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if "takes no arguments" in str(error) or (match is not None and match.group(1) in arguments):
+            raise ConfigError(
+                f"{key}: {config['_target_']} must take what it is given beside its settings, the keyword arguments "
+                f"{', '.join(arguments)}, but {error}."
+            ) from error
         if match is None or match.group(1) not in config:
             raise
         names = [name for function in _signatures(factory.func) for name in inspect.signature(function).parameters]
         near = nearest_name(match.group(1), names)
         raise ConfigError(f"{key}.{match.group(1)} is no setting of {config['_target_']}.{near}") from error
+
+
+def takes(config: Any, name: str) -> bool:
+    """Whether the class or function that a config names takes an argument."""
+    if not isinstance(config, DictConfig) or not config.get("_target_"):
+        return False
+    try:
+        signatures = _signatures(get_object(config["_target_"]))
+        return any(name in inspect.signature(each).parameters for each in signatures)
+    except Exception:  # Whatever a module of a user's raises; building it says so.
+        return False
+
+
+def _cause(error: BaseException) -> str:
+    """The first exception behind one, and what to do about a module that is not found."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ModuleNotFoundError) and "is not a package" in str(error):
+        module, _, name = (error.name or "").rpartition(".")
+        return f"{module} has no {name}"
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error}. Is its folder on PYTHONPATH, as in PYTHONPATH=. lightning-ntk ...?"
+    return f"{type(error).__name__}: {error}"
 
 
 def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_ntk.errors import ConfigError, nearest_name
+from lightning_ntk.settings.building import takes
 from lightning_ntk.settings.overrides import SEVERAL, check_choices, key_of, readable
 from lightning_ntk.settings.paths import as_path
 
@@ -118,12 +119,18 @@ def compose_config(
         extra = own_folder(extra_folder)
         folders.append(extra)
         search = [f"hydra.searchpath={json.dumps([f'file://{extra}'], ensure_ascii=False)}"]
+    for override in overrides:
+        if key_of(override).partition(".")[0] == "choices":
+            raise ConfigError(f"{override}: choices records what was chosen. Choose by method=, data= and network=.")
     first, known = [readable(o) for o in inherited], groups(folders)
     while True:
         words = [*first, *(readable(o) for o in overrides), *search]
         chosen = check_choices(words, known)
         try:
-            return _compose(name, words, folders[1:])
+            config = _compose(name, words, folders[1:])
+            if extra_folder is not None and _recipe_is_of_another(config.choices, words, folders[1]):
+                config = _compose(name, [*words, "~recipe"], folders[1:])
+            return config
         except yaml.YAMLError as error:
             place = getattr(error, "problem_mark", None)
             where = f"{place.name}, line {place.line + 1}" if place else "a file of the configuration"
@@ -135,6 +142,15 @@ def compose_config(
             if not unfit:
                 raise explained from error
             first = [o for o in first if o not in unfit]
+
+
+def _recipe_is_of_another(choices: DictConfig, words: list[str], own: Path) -> bool:
+    """Whether the recipe for a method and data is not for the user's own ones, which have the names of ours."""
+    if any(key_of(word) == "recipe" for word in words):
+        return False
+    recipe = f"recipe/{choices.method}_{choices.data}.yaml"
+    replaced = any((own / group / f"{choices[group]}.yaml").exists() for group in ("method", "data"))
+    return replaced and (conf_folder() / recipe).exists() and not (own / recipe).exists()
 
 
 def _compose(name: str, overrides: list[str], own: Sequence[Path] = ()) -> DictConfig:
@@ -167,8 +183,13 @@ def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] 
         group, _, argument = key.partition(".")
         if group == "trainer" and argument in TRAINER_DECIDED:
             return UnknownSettingError(f"{key} cannot be set: {TRAINER_DECIDED[argument]}.", key)
-        near = what_was_meant(key, _compose(name, chosen, own), groups([conf_folder(), *own]))
+        config = _compose(name, chosen, own)
+        near = what_was_meant(key, config, groups([conf_folder(), *own]))
         see = "See --help, or --cfg for all settings."
+        place, _, last = key.rpartition(".")
+        node = OmegaConf.select(config, place, throw_on_missing=False) if place else None
+        if takes(node, last):
+            near, see = "", f"{node['_target_']} takes it, but its YAML does not list it: add it by +{key}=VALUE."
         if group == "trainer":
             see = f"Further arguments of Lightning's Trainer are added with a plus: +{key}=VALUE."
         return UnknownSettingError(f"There is no setting {key!r}.{near} {see}", key)
@@ -186,7 +207,8 @@ def what_was_meant(key: str, config: DictConfig, known: dict[str, dict[str, str]
     keys = dotted_keys(config)
     beside = [each.rpartition(".")[2] for each in keys if place and each.rpartition(".")[0] == place]
     if not beside:
-        return nearest_name(key, keys)
+        same = [each for each in keys if each.rpartition(".")[2] == key]
+        return f" Did you mean {same[0]!r}?" if same else nearest_name(key, keys)
     # Compared without what they have in common, which would make any two alike.
     return nearest_name(last, beside).replace("'", f"'{place}.", 1)
 

@@ -16,6 +16,8 @@ SEVERAL = ("callbacks",)
 OPTIONAL = ("experiment", "recipe")
 # A value that starts so is meant in Hydra's grammar: a list, a dict, a quotation, an interpolation.
 GRAMMAR = ("[", "{", "'", '"', "$")
+# The ends of keys of files and folders. One that looks like a number (2024_01_31) stays what it is.
+PATHS = ("run_dir", "ckpt", "run", "runs", "out", "root", "cache_dir", "split_file")
 
 
 def key_of(override: str) -> str:
@@ -69,8 +71,11 @@ def readable(override: str) -> str:
     if not assigns or value.startswith(GRAMMAR):
         return override
     try:
+        parsed = parse(override)
         # A list of values to sweep over, unless it is a path.
-        fits = not (parse(override).is_sweep_override() and "/" in value)
+        fits = not (parsed.is_sweep_override() and "/" in value)
+        if fits and key_of(override).rpartition(".")[2] in PATHS:
+            fits = not isinstance(parsed.value(), (int, float))
     except ConfigError:
         fits = False
     return override if fits else f"{key}={quoted(value)}"

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from lightning_ntk.running.cluster import die_with_parent
-from lightning_ntk.running.lock import LOCK_FILE, holder, lock
+from lightning_ntk.running.lock import HELD_VARIABLE, LOCK_FILE, holder, lock
 
 STATE_FILE = "job.json"
 LAST_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
             sys.stderr.write(f"lightning-ntk: {folder} is being written by another process ({who}).\n")
             sys.exit(EXIT_LOCKED)
         os.set_inheritable(held, True)  # The training holds it on, for as long as it lives.
+        os.environ[HELD_VARIABLE] = str(held)
         going_on = (folder / LAST_CHECKPOINT).is_file()
         if not going_on:  # What was begun has nothing to go on from.
             clear(folder)

@@ -12,7 +12,9 @@ from lightning_ntk.errors import ConfigError
 
 
 def test_words_become_settings():
-    settings = parse_settings(["device=cuda", "tables=steps,memory", "norms=group,batch", "threads=3", "level=0.5"])
+    settings = parse_settings(
+        ["device=cuda", "tables=steps,memory", "norms=group,batch", "threads=3", "level=0.5", "runs=x"]
+    )
     assert settings.tables == ("steps", "memory")
     assert settings.norms == ("group", "batch")
     assert (settings.threads, settings.level) == (3, 0.5)
@@ -40,6 +42,7 @@ def test_quick_is_small_and_gives_way_to_words():
         ("repeats=0", "repeats must be a whole number of at least 1, but got '0'"),
         ("repeats=2.5", "repeats must be a whole number"),
         ("image_size=8", "image_size must be a whole number of at least 16"),
+        ("level=0.7", r"level= is read off finished runs: .* runs=FOLDER"),
         ("level=70", r"level must be an accuracy in \(0, 1\], but got '70'"),
         ("limit_s=soon", "limit_s must be a positive number of seconds, but got 'soon'"),
         ("--quik", "no option --quik. Did you mean '--quick'"),

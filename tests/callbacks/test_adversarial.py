@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from test_train import TINY, TINY_SINE, rows, run
 
 from callbacks.adversarial import Adversarial, _of_simba, _Task
-from callbacks.adversarial_figure import NEVER, accuracy_over_queries
+from callbacks.adversarial_figure import NEVER, accuracy_over_queries, draw
 from lightning_ntk import evaluate, train
 from lightning_ntk.attacks.base import Attacked
 from lightning_ntk.attacks.suite import Suite
@@ -256,6 +256,12 @@ def test_the_figure_has_a_panel_for_each_kind_of_curve():
         ["simba_dct", "simba_pixel"],
     ]
     FigureCanvasAgg(figure).draw()
+
+
+def test_the_figure_has_attacks_of_any_name():
+    names = ("adversarial/clean/accuracy", "adversarial/my-square.2/eps_8/accuracy")
+    (axes,) = draw({name: [0.5, 0.75] for name in names}, {}, names[0], set()).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["my-square.2"]
 
 
 def test_accuracy_over_queries_by_hand():

@@ -164,6 +164,40 @@ def test_a_restart_goes_on_with_the_kernels_it_had():
     assert states[0]["spectra"] == states[1]["spectra"]
 
 
+@pytest.mark.parametrize("changed", ["callbacks.ntk.kernel=trace", "callbacks.ntk.fit_examples=3"])
+def test_a_restart_with_kernels_of_another_size_begins_anew(changed):
+    glyphs = [*TINY_GLYPHS, "callbacks=[timing,ntk]", "callbacks.ntk.test_episodes=1"]
+    train.main([*glyphs, "data.shots=2", "test=false", "run_dir=run"])
+    train.main(["ckpt=run", "steps=4", "test=true", changed])
+    probed = [row for row in rows() if row["ntk/drift"]]
+    assert probed[2]["ntk/drift"] == probed[2]["ntk/drift_from_start"], "nothing before it is of this size"
+    assert probed[3]["ntk/drift"] != probed[3]["ntk/drift_from_start"]
+    series = read_results(Path("run")).probes["ntk"]["series"]
+    assert series["steps"] == [0, 3, 4]
+    assert {len(values) for values in series["eigenvalues_over_training"]} == {6 if "trace" in changed else 9}
+    assert Path("run/figures/ntk/spectrum_over_training.png").stat().st_size > 5000
+
+
+def test_a_spectrum_that_is_thinned_to_the_same_length_begins_anew_too():
+    callback = NTK()
+    for step, side in ((1, 60), (2, 60), (3, 70), (4, 70)):
+        eigenvalues = [list(range(side))]
+        callback.series = {
+            "ntk/kernel": [[0.0] * side**2],
+            "ntk/eigenvalues": eigenvalues,
+            "ntk/eigenvalues_at_start": eigenvalues,
+        }
+        callback.step = step
+        callback._remember()
+    assert callback.steps == [0, 3, 4]
+
+
+def test_double_precision_probes_a_network_that_normalises():
+    words = [*TINY_GLYPHS, "data.normalize=true", "trainer.precision=64-true", "callbacks=[timing,ntk]"]
+    result = run(*words, "callbacks.ntk.test_episodes=1")
+    assert 0 < result.metrics["ntk/drift_from_start"] < 1
+
+
 def test_an_evaluation_knows_the_drift_from_initialisation():
     trained = run(*TINY_SINE, "method=maml", "callbacks=ntk", "callbacks.ntk.test_episodes=2")
     evaluate.main(["run=run", "name=it"])

@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from sklearn.metrics import brier_score_loss
 from test_evaluate import write_images
 from test_train import TINY, TINY_SINE, rows, run
@@ -13,7 +15,7 @@ from torch.utils.data import Dataset
 
 from callbacks.ood import OutOfDistribution
 from callbacks.ood_scores import calibration_error, difference_of_sets, scores
-from callbacks.ood_targets import as_shape
+from callbacks.ood_targets import as_shape, target_config
 from lightning_ntk import evaluate
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
@@ -21,6 +23,7 @@ from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.running.results import mean_and_ci95, read_results
+from lightning_ntk.running.run import Run
 
 TINY_GLYPHS = [*TINY, "data=glyphs", "data.queries=2", "network.filters=8", "data.ways=3"]
 FEW = ["callbacks.ood.test_episodes=4", "callbacks.ood.corruptions=[contrast,gaussian_noise]"]
@@ -94,6 +97,13 @@ def test_a_targets_own_shape_is_the_one_that_is_drawn(tmp_path, monkeypatch):
     assert set(drawn) == {9, 4}, "three ways of three shots, and two of two"
 
 
+def test_what_the_runs_yaml_leaves_to_its_class_is_shared_too(tmp_path):
+    config = OmegaConf.create({"data": {"_target_": "my_data.Mine", "queries": 7}})
+    data = SimpleNamespace(task_settings=lambda: {"ways": 3, "shots": 2, "queries": 4})
+    found = target_config("digits", {"shots": 6}, Run(linear(MAML), data, config, tmp_path))
+    assert [found[key] for key in ("eval_ways", "eval_shots", "eval_queries")] == [3, 6, 4]
+
+
 class Signs(Dataset):
     targets = tuple(range(10)) * 9
 
@@ -143,6 +153,11 @@ def test_regression_has_errors_and_their_rise(tmp_path):
         (TINY_GLYPHS, ["callbacks.ood.fit_severities=[]"], r"fit_severities must name at least one"),
         (TINY_GLYPHS, ["callbacks.ood.targets={digits: {wayz: 3}}"], r"targets\.digits: .*'data\.ways'"),
         (TINY_GLYPHS, ["callbacks.ood.targets={digits: {ways: 4}}"], r"digits: the network has 3 outputs.*4 ways"),
+        (
+            [*TINY_GLYPHS, "method=maml"],
+            ["callbacks.ood.targets={digits: {eval_ways: 8}}"],
+            r"digits: the network has 3 outputs.*8 ways. Set .*digits\.eval_ways.* at most 3",
+        ),
         (TINY_GLYPHS, ["callbacks.ood.targets=[image_folder]"], r"targets\.image_folder: data\.root is missing"),
         (TINY_GLYPHS, ["callbacks.ood.targets=[sinusoid]"], r"is classification, but the target's tasks are regr"),
         (TINY_GLYPHS, ["callbacks.ood.targets={source: {data: digits}}"], r"targets\.source: this name is taken"),
@@ -204,9 +219,35 @@ def test_the_calibration_error_by_a_naive_loop():
             expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     found = calibration_error([confidence[:100].tolist(), confidence[100:].tolist()], [right.tolist()])
     assert found == pytest.approx(expected, abs=1e-6)
-    assert calibration_error([[1.0, 1.0]], [[1.0, 1.0]]) == 0
+    assert calibration_error([[1.0, 1.0]], [[1.0, 1.0]]) == pytest.approx(0, abs=1e-6)
     assert calibration_error([[0.75] * 4], [[1.0, 1.0, 1.0, 0.0]]) == pytest.approx(0, abs=1e-7)
     assert math.isnan(calibration_error([[math.nan]], [[0.0]]))
+    assert math.isnan(calibration_error([[0.75], []], [[1.0], []])), "an episode is missing"
+
+
+def test_full_confidence_is_in_the_last_of_fifteen_bins():
+    # |9/10 - 0.975| of one bin, (14/15, 1].
+    confidence, right = [1.0] * 5 + [0.95] * 5, [1.0] * 4 + [0.0] + [1.0] * 5
+    assert calibration_error([confidence], [right]) == pytest.approx(0.075, abs=1e-6)
+    # Sums of probabilities may exceed 1 by rounding.
+    assert calibration_error([[1 + 1e-15, 0.6]], [[1.0, 1.0]]) == pytest.approx(0.2, abs=1e-6)
+
+
+def test_outputs_that_are_not_finite_are_a_failed_episode(break_outputs):
+    y = torch.tensor([0, 1])
+    for bad in (math.nan, math.inf):
+        with pytest.raises(FloatingPointError, match="no finite numbers"):
+            scores(linear(MAML), lambda x, bad=bad: torch.full((2, 3), bad), torch.zeros(2, 2), y, "it")
+    break_outputs(OutOfDistribution)
+    words = ["callbacks=ood", "callbacks.ood.targets=[]", "callbacks.ood.corruptions=[contrast]"]
+    words += ["callbacks.ood.fit_every=0", "callbacks.ood.test_episodes=3"]
+    with pytest.warns(UserWarning, match=r"ood: 1 of 3 probe episodes could not be measured.*no finite numbers"):
+        result = run(*TINY_GLYPHS, "method=maml", *words)
+    assert result.metrics["ood/failed_episodes"] == 1
+    for name in ("accuracy", "brier", "ece"):
+        assert math.isnan(result.metrics[f"ood/source/{name}"])
+    accuracies = result.probes["ood"]["episodes"]["ood/source/accuracy"]
+    assert [math.isnan(value) for value in accuracies] == [False, True, False]
 
 
 def test_the_interval_of_a_difference_of_independent_means():
@@ -228,6 +269,10 @@ def test_images_become_those_that_the_network_takes():
     assert smaller.shape == (2, 1, 10, 10)
     assert float(smaller.mean()) == pytest.approx(float(grey.mean()), abs=0.02)
     assert as_shape(grey, (1, 20, 20)) is grey
+    for short in (torch.bfloat16, torch.float16):
+        resized = as_shape(grey.to(short), (1, 10, 10))
+        assert resized.dtype == short
+        assert torch.allclose(resized.float(), smaller, atol=0.01)
 
 
 def test_settings_are_checked_by_their_types():

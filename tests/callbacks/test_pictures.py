@@ -111,6 +111,16 @@ def test_what_is_drawn_is_what_the_method_says(monkeypatch):
             assert 0 < change.abs().max() <= changed.eps + 1e-6
 
 
+@pytest.mark.parametrize("data", [TINY_GLYPHS, TINY_SINE])
+def test_outputs_that_are_not_finite_are_a_failed_episode_and_not_drawn(data, break_outputs):
+    break_outputs(Pictures)
+    with pytest.warns(UserWarning, match=r"pictures: 1 of 3 probe episodes could not be measured.*no finite numbers"):
+        result = run(*data, "method=maml", "callbacks=[pictures]", "callbacks.pictures.steps=2")
+    assert result.metrics["pictures/failed_episodes"] == 1
+    names = {file.name for file in Path("run/figures/pictures").iterdir()}
+    assert names == ({"test_fits.png"} if data is TINY_SINE else {"test_episode_0.png", "test_episode_2.png"})
+
+
 def test_fits_of_a_regression(monkeypatch):
     kept = []
     figure = pictures_figures.fits

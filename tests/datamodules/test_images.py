@@ -326,6 +326,28 @@ def test_images_of_other_shapes_are_named():
         Uneven(ways=5, shots=2, queries=3).setup()
 
 
+def test_images_with_the_channels_last_are_named():
+    class Last(Numbered):
+        def class_splits(self):
+            return {
+                split: {name: np.repeat(images[:, :1], 3, 1).transpose(0, 2, 3, 1) for name, images in classes.items()}
+                for split, classes in super().class_splits().items()
+            }
+
+    with pytest.raises(DataError, match=r"uint8 of shape \(9, 4, 4, 3\), which has the channels last"):
+        Last(ways=5, shots=2, queries=3).setup()
+
+
+@pytest.mark.parametrize(("splits", "what"), [(None, "NoneType"), ({"train": [1]}, "list"), ([], "list")])
+def test_class_splits_of_another_kind_are_named(splits, what):
+    class Odd(Numbered):
+        def class_splits(self):
+            return splits
+
+    with pytest.raises(DataError, match=rf"Odd\.class_splits must return .*, but there is a {what} in the place of a"):
+        Odd(ways=5, shots=2, queries=3).setup()
+
+
 def test_images_that_are_not_square_are_not_turned():
     class Wide(Numbered):
         def class_splits(self):

@@ -50,6 +50,13 @@ def test_the_cap_is_the_same_with_and_without_the_kernel():
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_a_kernel_of_zeros_leaves_the_step_as_it_is():
+    outputs, targets = torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    capped, plain = (EulerSteps(F.cross_entropy, 1.0, 5, step_cap=cap) for cap in (0.3, None))
+    kernel = torch.zeros(6, 6, dtype=torch.float64)
+    assert torch.equal(capped.solve(kernel, outputs, targets).a, plain.solve(kernel, outputs, targets).a)
+
+
 @pytest.mark.parametrize(
     "loss, targets",
     [

@@ -224,7 +224,9 @@ def test_frozen_parameters_stay_and_the_others_learn(name):
     assert torch.equal(network[0].weight, before)
 
 
-@pytest.mark.parametrize("name", ["meta_rkhs_i", "meta_rkhs_ii", "imaml", "reptile", "from_scratch"])
+@pytest.mark.parametrize(
+    "name", ["meta_rkhs_i", "meta_rkhs_ii", "maml", "meta_sgd", "imaml", "reptile", "from_scratch"]
+)
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -237,6 +239,18 @@ def test_a_network_that_is_no_function_of_its_parameters_is_named(name, layer, m
         METHODS[name](Sequence(layer), SPEC)
     for harmless in (nn.Dropout(0.0), nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4, track_running_stats=False)):
         METHODS[name](Sequence(harmless), SPEC)
+
+
+@pytest.mark.parametrize("name", [*METHODS])
+def test_inference_mode_is_refused_where_it_has_no_derivatives(name):
+    method = make(name, "classification")
+    with torch.inference_mode():
+        task = next(iter(tasks("classification")))
+        if name in ("protonet", "nearest_centroid"):
+            method.adapt(task.support_x, task.support_y)
+            return
+        with pytest.raises(ConfigError, match=r"torch\.no_grad\(\) instead"):
+            method.adapt(task.support_x, task.support_y)
 
 
 def test_norms_that_would_be_compiled_wrong_are_refused():

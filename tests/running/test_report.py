@@ -37,5 +37,7 @@ def test_a_result_is_told_with_what_its_probes_found():
 
 
 def test_errors_are_numbers_and_no_probe_is_no_line():
+    (line,) = report_lines(dataclasses.replace(RESULT, metrics={}, episodes={"test/mse": [0.5]}))
+    assert line.endswith("test/mse 0.5000 over one episode")
     (line,) = report_lines(dataclasses.replace(RESULT, metrics={}, episodes={"test/mse": [0.5, 0.7]}))
     assert line.endswith(": test/mse 0.6000 ± 0.1960 over 2 episodes")

@@ -269,6 +269,23 @@ def test_a_run_is_not_taken_up_twice_at_once():
     train.main(["ckpt=run", "steps=3"])
 
 
+def test_a_run_that_has_gone_on_while_this_one_started_is_not_taken_up(monkeypatch):
+    run(*TINY_SINE)
+    build, begun = train.build_data, []
+
+    def meanwhile(config):
+        if not begun:
+            begun.append(True)
+            train.main(["ckpt=run", "steps=4"])
+        return build(config)
+
+    monkeypatch.setattr(train, "build_data", meanwhile)
+    with pytest.raises(ConfigError, match=r"ckpt=.*run: another process has gone on with the run meanwhile"):
+        train.main(["ckpt=run", "steps=6"])
+    assert OmegaConf.load("run/config.yaml").steps == 4
+    assert Path("run/results.json").exists()
+
+
 def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "last.ckpt"
     AtomicCheckpoints().save_checkpoint({"step": 1}, file)

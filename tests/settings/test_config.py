@@ -1,5 +1,6 @@
 """Composition of the configuration and its errors."""
 
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -92,6 +93,45 @@ def test_instantiate_names_the_key_that_a_class_does_not_take():
         instantiate(config, "method", network=MLP((1,), 1), spec=TaskSpec("regression", (1,), 1))
     with pytest.raises(ConfigError, match=r"method: .*no_such_module"):
         instantiate(OmegaConf.create({"_target_": "no_such_module.X"}), "method")
+    with pytest.raises(ConfigError, match=r"method\.network cannot be set: the run gives it"):
+        instantiate(OmegaConf.create({**config, "network": 3}), "method", network=MLP((1,), 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "message"),
+    [
+        ("class Net:\n    pass\n", "Net", r"must take what it is given .*, the keyword arguments input_shape, outputs"),
+        ("", "Net", r"Error locating target 'my_module\.Net': my_module has no Net"),
+        ("def (:\n", "Net", r"Error locating target 'my_module\.Net': SyntaxError: invalid syntax"),
+        ("import no_such_package\n", "Net", r"No module named 'no_such_package'\. Is its folder on PYTHONPATH"),
+    ],
+)
+def test_what_is_wrong_with_a_class_of_ones_own_is_said(text, target, message, tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        instantiate(OmegaConf.create({"_target_": f"my_module.{target}"}), "network", input_shape=(1,), outputs=1)
+
+
+def test_a_recipe_of_ours_is_not_put_on_top_of_a_method_of_ones_own(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "maml.yaml").write_text("# Mine.\n_target_: my.MAML\ninner_lr: 0.77\n")
+    config = compose_config("train", ["method=maml", "data=sinusoid"], str(tmp_path))
+    assert config.method == {"_target_": "my.MAML", "inner_lr": 0.77}
+    asked = compose_config("train", ["method=maml", "data=sinusoid", "recipe=maml_sinusoid"], str(tmp_path))
+    assert asked.method.inner_lr == compose_config("train", ["method=maml", "data=sinusoid"]).method.inner_lr != 0.77
+    (tmp_path / "recipe").mkdir()
+    recipe = "# @package _global_\n# Mine.\nmethod: {inner_lr: 0.5}\n"
+    (tmp_path / "recipe" / "maml_sinusoid.yaml").write_text(recipe)
+    assert compose_config("train", ["method=maml", "data=sinusoid"], str(tmp_path)).method.inner_lr == 0.5
+
+
+@pytest.mark.parametrize("path", ["2024_01_31", "1e3", "0017", "2024_01_31/x"])
+def test_a_path_that_looks_like_a_number_stays_what_it_is(path):
+    config = compose_config("train", [f"run_dir={path}", "data=image_folder", f"data.root={path}"])
+    assert (config.run_dir, config.data.root) == (path, path)
+    assert compose_config("train", ["run_dir=null"]).run_dir is None
 
 
 @pytest.mark.parametrize(
@@ -100,11 +140,16 @@ def test_instantiate_names_the_key_that_a_class_does_not_take():
         (["method=maml", "method.inner_lrr=1"], r"Did you mean 'method\.inner_lr'"),
         (["data=image_folder", "data.roott=x"], r"Did you mean 'data\.root'"),
         (["method=mine", "method.heigth=1"], r"Did you mean 'method\.height'"),
+        (["lr=0.1"], r"Did you mean 'method\.lr'"),
+        (["method=terse", "method.inner_lr=1"], r"MAML takes it, but its YAML does not list it: add it by \+method\."),
+        (["method=terse", "method.inner_lrr=1"], r"There is no setting 'method\.inner_lrr'"),
+        (["+choices.method=maml"], r"choices records what was chosen"),
     ],
 )
 def test_the_nearest_key_is_one_of_the_chosen_groups(overrides, message, tmp_path):
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("# Mine.\n_target_: my.Method\nheight: 0.5\n")
+    (tmp_path / "method" / "terse.yaml").write_text("# Terse.\n_target_: lightning_ntk.methods.maml.MAML\n")
     with pytest.raises(ConfigError, match=message):
         compose_config("train", overrides, str(tmp_path))
     with pytest.raises(ConfigError) as caught:  # Sine waves have no ways: nothing may say that they do.
