@@ -5,19 +5,20 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightning_ntk.comparison.columns import Column, further_columns
 from lightning_ntk.comparison.figures import learning_curves, scores_of_methods
 from lightning_ntk.comparison.page import write_page
-from lightning_ntk.comparison.table import Entry, Group, Row, markdown, show, summary, write_csv
+from lightning_ntk.comparison.table import Entry, Group, Row, markdown, printable, show, summary, write_csv
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
 from lightning_ntk.running.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
 from lightning_ntk.settings.paths import as_path
 
-# Settings that may differ between the runs of one mean: where a run lies, what it reports to, what it runs on.
+# Settings that may differ between the runs of one mean: where a run lies, what it reports to, what it runs on. Of ckpt
+# see `start_of`, of callbacks `groups_of_probes`.
 OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
 OF_ONE_RUN_IN = {
     "data": ("seed", "num_workers", "cache_dir"),
@@ -90,9 +91,9 @@ def compare_entries(entries: Sequence[Entry], baseline: str | None, folder: Path
         files = write_files(entries, rows, metric, columns, folder)
     except OSError as error:
         raise ConfigError(f"out={folder} cannot be written: {error}. Name another folder by out=.") from error
-    show(rows, metric, entries[0].result, columns)
+    show(rows, metric, [entry.result for entry in entries], columns)
     for file in files:
-        sys.stdout.write(f"{file}\n")
+        sys.stdout.write(f"{printable(file)}\n")
     return rows
 
 
@@ -103,10 +104,12 @@ def write_files(
     folder.mkdir(parents=True, exist_ok=True)
     table, numbers, page = (folder / f"comparison.{ending}" for ending in ("md", "csv", "html"))
     write_csv(rows, metric, numbers, columns)
-    table.write_text(markdown(rows, metric, entries[0].result, columns), encoding="utf-8")
-    names = [(group_name(group, entries), tuple(group)) for group in groups_of_seeds(entries)]
+    results = [entry.result for entry in entries]
+    table.write_text(markdown(rows, metric, results, columns), encoding="utf-8")
     # The runs of one mean share a label, and so a colour; each is drawn for itself.
-    groups = [Group(name.replace(", mean over ", ", "), name, members) for name, members in names]
+    groups = [
+        Group(name.replace(", mean over ", ", "), name, tuple(members)) for name, members in named_groups(entries)
+    ]
     scores = scores_of_methods(summary(rows), metric, folder / "figures" / "scores.png")
     curves = learning_curves(
         [(group.label, entry.folder) for group in groups for entry in group.members],
@@ -142,7 +145,10 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
 
 
 def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[str]:
-    """Method names where they tell the runs apart, else with the seed, or the folder where a method has several."""
+    """Method names where they tell the runs apart, else with the seed, or the folder where a method has several.
+
+    No two are alike, and all can be written, whatever bytes a folder's name is of.
+    """
     methods = [result.method for result in results]
     for name in (
         lambda folder, result: result.method,
@@ -150,10 +156,10 @@ def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[
         lambda folder, result: f"{result.method} {folder.name}" if methods.count(result.method) > 1 else result.method,
         lambda folder, result: f"{result.method} {folder}",
     ):
-        names = [name(folder, result) for folder, result in zip(folders, results, strict=True)]
+        names = [printable(name(folder, result)) for folder, result in zip(folders, results, strict=True)]
         if len(set(names)) == len(names):
             break
-    return names
+    return all_unlike(names)
 
 
 def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
@@ -184,14 +190,14 @@ def table_rows(
 ) -> list[Row]:
     """One row a run, best first, then one row for each set of runs that differ in their seed alone: their mean."""
     reference = find_baseline(entries, baseline)
-    means = [group for group in groups_of_seeds(entries) if len(group) > 1]
-    averaged = {entry.name for group in means for entry in group}
+    means = [(name, group) for name, group in named_groups(entries) if len(group) > 1]
+    averaged = {entry.name for _, group in means for entry in group}
     rows = [
         dataclasses.replace(
-            make_row(group_name(group, entries), group, metric, reference, columns),
+            make_row(name, group, metric, reference, columns),
             in_mean=len(group) == 1 and group[0].name in averaged,
         )
-        for group in [[entry] for entry in entries] + means
+        for name, group in [(entry.name, [entry]) for entry in entries] + means
     ]
     sign = -1 if metric == "accuracy" else 1
     # NaN, the score of a run that diverged, has no order: it goes last.
@@ -205,9 +211,39 @@ def groups_of_seeds(entries: Sequence[Entry]) -> list[list[Entry]]:
         config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN}
         for group, keys in OF_ONE_RUN_IN.items():
             config[group] = {key: value for key, value in (config.get(group) or {}).items() if key not in keys}
-        settings = json.dumps([entry.result.method, config], sort_keys=True)
+        settings = json.dumps([entry.result.method, start_of(entry), config], sort_keys=True)
         groups.setdefault(settings, []).append(entry)
-    return [alike for group in groups.values() for alike in groups_of_probes(group)]
+    return [tests for group in groups.values() for alike in groups_of_probes(group) for tests in groups_of_tests(alike)]
+
+
+def start_of(entry: Entry) -> str | None:
+    """The checkpoint that a new run began with; None where it began without, or went on in its own folder.
+
+    A run that goes on cannot be given a `run_dir`. Its folder may have been moved or copied to another machine since,
+    and the path may be relative to where it was started from, so the folder's name decides.
+    """
+    ckpt = entry.result.config.get("ckpt")
+    if ckpt is None:
+        return None
+    path = Path(str(ckpt))
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path
+    is_own = folder.name in ("", entry.folder.name) or folder.resolve() == entry.folder
+    return None if is_own and entry.result.config.get("run_dir") is None else str(path)
+
+
+def groups_of_tests(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Tests by the name of their evaluation where some are of one training, which counts once in a mean.
+
+    A run's own test stands with those of other runs. A training is a run folder and a seed: evaluations of checkpoints
+    that were moved out of their folders can share a folder.
+    """
+    groups: dict[str, list[Entry]] = {}
+    trainings = set()
+    for entry in entries:
+        is_evaluation = entry.folder.parent.name == EVALUATIONS_FOLDER
+        trainings.add((entry.folder.parent.parent if is_evaluation else entry.folder, entry.result.seed))
+        groups.setdefault(entry.folder.name if is_evaluation else "", []).append(entry)
+    return list(groups.values()) if len(trainings) < len(entries) else [list(entries)]
 
 
 def groups_of_probes(entries: Sequence[Entry]) -> list[list[Entry]]:
@@ -231,15 +267,45 @@ def groups_of_probes(entries: Sequence[Entry]) -> list[list[Entry]]:
     return list(groups.values()) if any(len(settings) > 1 for settings in seen.values()) else [list(entries)]
 
 
-def group_name(group: Sequence[Entry], entries: Sequence[Entry]) -> str:
-    """The name of one run, or of the mean over several: with their folders where the method has other runs too."""
+def named_groups(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
+    """The groups of runs with their names, no two alike: of folders as much of the path as tells the groups apart."""
+    groups = groups_of_seeds(entries)
+    names = [group_name(group, entries) for group in groups]
+    for parts in range(2, max(len(entry.folder.parts) for entry in entries) + 1):
+        names = [
+            group_name(group, entries, parts) if names.count(name) > 1 else name
+            for name, group in zip(names, groups, strict=True)
+        ]
+    taken = [entry.name for entry in entries]
+    means = iter(all_unlike([name for name, group in zip(names, groups, strict=True) if len(group) > 1], taken))
+    return [(next(means) if len(group) > 1 else group[0].name, group) for group in groups]
+
+
+def group_name(group: Sequence[Entry], entries: Sequence[Entry], parts: int = 1) -> str:
+    """The name of one run, or of the mean over several: with their folders where the method has other runs too.
+
+    Args:
+        parts: of each folder's path, counted from its end.
+    """
     if len(group) == 1:
         return group[0].name
     method, seeds = group[0].result.method, {entry.result.seed for entry in group}
     what = f"{len(seeds)} seeds" if len(seeds) == len(group) else f"{len(group)} runs"
     has_others = sum(entry.result.method == method for entry in entries) > len(group)
-    folders = f" ({', '.join(entry.folder.name for entry in group)})" if has_others else ""
-    return f"{method}, mean over {what}{folders}"
+    folders = ", ".join(str(Path(*entry.folder.parts[-parts:])) for entry in group)
+    return printable(f"{method}, mean over {what}" + (f" ({folders})" if has_others else ""))
+
+
+def all_unlike(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """The names, with a number behind those that are taken or came before."""
+    found: list[str] = []
+    for name in names:
+        number, unlike = 1, name
+        while unlike in found or unlike in taken:
+            number += 1
+            unlike = f"{name}_{number}"
+        found.append(unlike)
+    return found
 
 
 def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]:
@@ -255,7 +321,10 @@ def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]
         )
     if len(groups_of_seeds(named)) > 1:
         names = ", ".join(repr(e.name) for e in named)
-        raise ConfigError(f"baseline={baseline} stands for runs of different settings. Name one of them: {names}.")
+        raise ConfigError(
+            f"baseline={baseline} stands for runs of different settings, or for several tests of one run. Name one of "
+            f"them: {names}."
+        )
     return named
 
 

@@ -1,11 +1,22 @@
 """The columns of a comparison where runs were measured further: under attack, out of distribution, conditioning."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_ntk.running.results import RunResult, mean_and_ci95
 from lightning_ntk.tracking.metric_names import CONDITION_NUMBER, eps_text, known, robust_names, shifted_names
+
+# Callbacks whose numbers at the test a comparison shows.
+PROBES = ("adversarial", "ood", "ntk")
+# Their settings that keep no two numbers of one name from being compared: most say which numbers there are, and so do
+# the names; the ridge is of a number that is not shown.
+HARMLESS = ("attacks", "linf_eps", "l2_eps", "support", "through_adaptation", "corruptions", "by_layer", "ridge")
+# Their settings by the names that are in the names of metrics.
+BY_NAME = ("targets", "art")
+NOT_SET = "not set"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +116,47 @@ def shifted_column(results: Sequence[RunResult]) -> Column | None:
             note = f"Out of distribution: {'mean over ' if len(shared) > 1 else ''}{targets}."
             return Column("out of distribution, %", "ood_accuracy", tuple(shared.values()), True, note)
     return None
+
+
+def settings_note(results: Sequence[RunResult]) -> str:
+    """What the caption says where a column, or a figure, has numbers of probes that were set differently."""
+    differing = differing_settings(results)
+    if not differing:
+        return ""
+    what = "; ".join(f"{key}: {' and '.join(values)}" for key, values in differing.items())
+    return f"Measured with different settings: {what}."
+
+
+def differing_settings(results: Sequence[RunResult], probes: Sequence[str] = PROBES) -> dict[str, list[str]]:
+    """`{"adversarial.steps": ["20", "5"]}`: what was not the same in all tests that have numbers of a probe."""
+    found = {}
+    for probe in probes:
+        places = (f"{probe}/", f"{probe}_support/")
+        measured = [result for result in results if any(name.startswith(places) for name in _known_names(result))]
+        per_run = [settings for settings in (_settings(result, probe) for result in measured) if settings]
+        for key in dict.fromkeys(key for settings in per_run for key in settings):
+            values = [_text(settings.get(key, NOT_SET)) for settings in per_run]
+            if key.startswith(tuple(f"{name}." for name in BY_NAME)):  # A run without has no number of that name.
+                values = [value for value in values if value != NOT_SET]
+            if len(set(values)) > 1:
+                found[f"{probe}.{key}"] = list(dict.fromkeys(values))
+    return found
+
+
+def _settings(result: RunResult, probe: str) -> dict[str, Any]:
+    """The settings of a probe that its numbers at the test depend on."""
+    settings = (result.config.get("callbacks") or {}).get(probe) or {}
+    found = {}
+    for key, value in settings.items():
+        if key in BY_NAME:
+            found |= {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {}
+        elif key not in HARMLESS and key != "_recursive_" and not key.startswith("fit_"):
+            found[key] = value
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _known_names(result: RunResult) -> list[str]:

@@ -98,9 +98,10 @@ def read_comparison(folder: Path, baseline: str | None) -> tuple[list[Entry], st
     entries = find_runs([folder])
     metric = next(iter(entries[0].result.episodes)).removeprefix("test/")
     check_same_episodes(entries, metric)
-    columns = further_columns([entry.result for entry in entries])
+    results = [entry.result for entry in entries]
+    columns = further_columns(results)
     rows = table_rows(entries, metric, baseline, columns)
-    return entries, markdown(rows, metric, entries[0].result, columns)
+    return entries, markdown(rows, metric, results, columns)
 
 
 # ---- the definitions -----------------------------------------------------------------------------------------------

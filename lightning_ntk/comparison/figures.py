@@ -1,9 +1,11 @@
 """Figures of runs, drawn without pyplot's global state."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lightning_ntk.comparison.table import Row, has_baseline
@@ -61,6 +63,17 @@ def line_style(number: int) -> dict[str, object]:
     }
 
 
+def room_for(names: Sequence[str]) -> float:
+    """Inches that a figure needs beside its usual width, where names are so long that axes would have no place."""
+    return 0.09 * max(0, max(map(len, names), default=0) - 40)
+
+
+def set_log_scale(axes: Axes, which: str, values: Sequence[float]) -> None:
+    """Make the "x" or "y" axis logarithmic, unless no value has a place on it, as where all runs diverged."""
+    if any(math.isfinite(value) and value > 0 for value in values):
+        axes.set(**{f"{which}scale": "log"})
+
+
 def learning_curves(
     runs: Sequence[Run], metric: str, references: Sequence[tuple[str, float]], file: Path
 ) -> Path | None:
@@ -78,7 +91,7 @@ def learning_curves(
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         return None
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11 + room_for([label for label, *_ in curves]), 4), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     drawn: list[str] = []
     for label, steps, seconds, values in curves:
@@ -99,7 +112,7 @@ def learning_curves(
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if metric != "accuracy":
-            axes.set_yscale("log")
+            set_log_scale(axes, "y", [*(v for *_, values in curves for v in values), *(v for _, v in references)])
     handles, labels = over_seconds.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +135,8 @@ def scores_of_methods(rows: Sequence[Row], metric: str, file: Path) -> Path:
     if is_accuracy and has_baseline(rows):
         differences = [(0.0, 0.0) if r.is_baseline else (r.difference, r.difference_ci95) for r in rows]
         panels.append(("difference to the baseline, percentage points", differences))
-    figure = Figure(figsize=(3 + 4 * len(panels), 1.2 + 0.3 * len(rows)), layout="constrained")
+    width = 3 + 4 * len(panels) + room_for([row.name for row in rows])
+    figure = Figure(figsize=(width, 1.2 + 0.3 * len(rows)), layout="constrained")
     (grid,) = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axes, (label, values) in zip(grid, panels, strict=True):
         for place, (value, half_width) in enumerate(values):
@@ -136,7 +150,7 @@ def scores_of_methods(rows: Sequence[Row], metric: str, file: Path) -> Path:
     first.set_yticks(range(len(rows)), [row.name for row in rows])
     first.set_ylim(len(rows) - 0.5, -0.5)
     if not is_accuracy:
-        first.set_xscale("log")
+        set_log_scale(first, "x", [row.score for row in rows])
     if last is not first:
         last.axvline(0, color="0.5", linestyle="--", linewidth=1)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +168,7 @@ def scores_over_tasks(
         metric: "accuracy" (drawn in percent) or "mse".
     """
     factor = 100 if metric == "accuracy" else 1
-    figure = Figure(figsize=(4 + 1.2 * len(tasks), 4), layout="constrained")
+    figure = Figure(figsize=(4 + 1.2 * len(tasks) + room_for(list(scores)), 4), layout="constrained")
     axes = figure.subplots()
     for number, (method, values) in enumerate(scores.items()):
         known = [(place, *value) for place, value in enumerate(values) if value is not None]
@@ -170,7 +184,7 @@ def scores_over_tasks(
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylabel("test accuracy, %" if metric == "accuracy" else "test mean squared error")
     if metric != "accuracy":
-        axes.set_yscale("log")
+        set_log_scale(axes, "y", [value[0] for values in scores.values() for value in values if value is not None])
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_ntk.comparison.figures import COLOURS
+from lightning_ntk.comparison.table import printable
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.methods.base import MetaLearner
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         fit_figure(methods, episodes).savefig(file, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not write.
         raise ConfigError(f"out={file} cannot be written: {error}") from error
-    sys.stdout.write(f"{file}\n")
+    sys.stdout.write(f"{printable(file)}\n")
 
 
 def load(folders: Sequence[str], tasks: int) -> tuple[list[tuple[str, MetaLearner]], list[Episode]]:
@@ -80,7 +81,8 @@ def load(folders: Sequence[str], tasks: int) -> tuple[list[tuple[str, MetaLearne
         methods.append((config.choices.method, method))
     names = [name for name, _ in methods]
     if len(set(names)) < len(names):  # Several runs of one method: their folders tell them apart.
-        methods = [(f"{name} {Path(folder).name}", m) for folder, (name, m) in zip(folders, methods, strict=True)]
+        labels = [printable(f"{name} {Path(folder).name}") for folder, name in zip(folders, names, strict=True)]
+        methods = [(label, method) for label, (_, method) in zip(labels, methods, strict=True)]
     data = build_data(OmegaConf.create(run_folder.load_checkpoint(folders[0], "RUN").config))
     return methods, [data.draw("test", 0, index) for index in range(tasks)]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_ntk.compare import compare_entries, default_folder, find_runs, unique_names
+from lightning_ntk.compare import all_unlike, compare_entries, default_folder, find_runs, unique_names
 from lightning_ntk.comparison.figures import scores_over_tasks
 from lightning_ntk.comparison.table import (
     SCORE_TITLES,
@@ -17,6 +17,7 @@ from lightning_ntk.comparison.table import (
     difference_cell,
     has_baseline,
     markdown_table,
+    printable,
     score_cell,
     summary,
 )
@@ -43,10 +44,11 @@ def compare_tasks(paths: Sequence[Path], baseline: str | None = None, out: Path 
         )
     names = task_names([entries[0].result.task for entries in tasks])
     metrics, rows = [], []
-    for name, entries in zip(names, tasks, strict=True):
-        where = folder / f"comparison_{re.sub(r'[^A-Za-z0-9.]+', '_', name)}"
+    # Names that differ in other characters alone would share a folder.
+    folders = all_unlike([f"comparison_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}" for name in names])
+    for where, entries in zip(folders, tasks, strict=True):
         metrics.append(next(iter(entries[0].result.episodes)).removeprefix("test/"))
-        rows.append(compare_entries(entries, baseline if baseline in _names(entries) else None, where))
+        rows.append(compare_entries(entries, baseline if baseline in _names(entries) else None, folder / where))
     table = folder / "overview.md"
     try:
         table.write_text(overview(names, metrics, rows), encoding="utf-8")
@@ -55,7 +57,7 @@ def compare_tasks(paths: Sequence[Path], baseline: str | None = None, out: Path 
             files.append(scores_over_tasks(_scores(rows), names, metrics[0], folder / "overview.png"))
     except OSError as error:
         raise ConfigError(f"out={folder} cannot be written: {error}. Name another folder by out=.") from error
-    sys.stdout.write("".join(f"{file}\n" for file in files))
+    sys.stdout.write("".join(f"{printable(file)}\n" for file in files))
 
 
 def task_names(tasks: Sequence[dict[str, Any]]) -> list[str]:
@@ -65,7 +67,7 @@ def task_names(tasks: Sequence[dict[str, Any]]) -> list[str]:
     names = []
     for task in tasks:
         parts = [(key, task[key]) for key in differing if task.get(key) is not None]
-        names.append(", ".join(_words(key, value) for key, value in parts) or "task")
+        names.append(printable(", ".join(_words(key, value) for key, value in parts) or "task"))
     return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 

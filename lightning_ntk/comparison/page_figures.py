@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_ntk.comparison.columns import episode_scores, mean_of_runs
+from lightning_ntk.comparison.columns import differing_settings, episode_scores, mean_of_runs
 from lightning_ntk.comparison.figures import read_training
 from lightning_ntk.comparison.table import Entry, Group
 from lightning_ntk.running.results import mean_and_ci95, paired_difference
@@ -165,9 +165,15 @@ def bars(
 def robust_differences(groups: Sequence[Group], reference: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """Header and body of a table: accuracy under attack less the baseline's, paired over the probe episodes.
 
-    Empty where no other group shares an attack, an eps and its probe episodes with the baseline.
+    Empty where no other group shares an attack, an eps and its probe episodes with the baseline. Groups that were
+    attacked with other settings are left out.
     """
-    others = [group for group in groups if list(group.members) != list(reference)]
+    others = [
+        group
+        for group in groups
+        if list(group.members) != list(reference)
+        and not differing_settings([entry.result for entry in (*reference, *group.members)], ["adversarial"])
+    ]
     header, body = ["attack", "eps", *(group.label for group in others)], []
     for attack, strengths in robust_names(_metrics(groups)).items():
         for eps, name in strengths.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_ntk.comparison.columns import Column
+from lightning_ntk.comparison.columns import Column, settings_note
 from lightning_ntk.running.results import RunResult
 
 SCORE_TITLES = {"accuracy": "accuracy, %", "mse": "mean squared error"}
@@ -97,11 +97,18 @@ def has_baseline(rows: Sequence[Row]) -> bool:
     return any(row.is_baseline for row in rows)
 
 
-def caption(result: RunResult, columns: Sequence[Column] = ()) -> str:
-    """What was tested, in words."""
-    settings = ", ".join(f"{key} {value}" for key, value in result.task.items() if key != "data")
-    text = f"{result.task.get('data', result.data)}: {settings}. Intervals are 95 %, over episodes."
-    return " ".join([text, *(column.note for column in columns if column.note)])
+def caption(results: Sequence[RunResult], columns: Sequence[Column] = ()) -> str:
+    """What was tested, in words, and what the runs did not measure alike."""
+    first = results[0]
+    settings = ", ".join(f"{key} {value}" for key, value in first.task.items() if key != "data")
+    text = f"{first.task.get('data', first.data)}: {settings}. Intervals are 95 %, over episodes."
+    notes = [*(column.note for column in columns), settings_note(results)]
+    return printable(" ".join([text, *filter(None, notes)]))
+
+
+def printable(text: str | Path) -> str:
+    """The text with escapes for what UTF-8 cannot write: a folder's name may be of any bytes."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
@@ -111,10 +118,10 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     return means + singles
 
 
-def markdown(rows: Sequence[Row], metric: str, result: RunResult, columns: Sequence[Column] = ()) -> str:
+def markdown(rows: Sequence[Row], metric: str, results: Sequence[RunResult], columns: Sequence[Column] = ()) -> str:
     """The table in Markdown, with means in the place of single seeds."""
     rows = summary(rows)
-    return f"{markdown_table(*cells(rows, metric, columns))}\n{caption(result, columns)}\n"
+    return f"{markdown_table(*cells(rows, metric, columns))}\n{caption(results, columns)}\n"
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -123,11 +130,11 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def show(rows: Sequence[Row], metric: str, result: RunResult, columns: Sequence[Column] = ()) -> None:
+def show(rows: Sequence[Row], metric: str, results: Sequence[RunResult], columns: Sequence[Column] = ()) -> None:
     """Print the table, with means in the place of single seeds."""
     rows = summary(rows)
     header, body = cells(rows, metric, columns)
-    table = Table(caption=caption(result, columns), caption_justify="left")
+    table = Table(caption=caption(results, columns), caption_justify="left")
     for number, name in enumerate(header):
         # A number stands in one line; a heading may take several.
         width = max(map(len, [*name.split(), *(line[number] for line in body)]))

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import platform
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning_ntk.errors import DataError
+from lightning_ntk.running.run_folder_names import EVALUATIONS_FOLDER
 
 SCHEMA_VERSION = 2
 # Version 1 had no probes.
@@ -72,15 +74,20 @@ def read_results(folder: Path) -> RunResult:
     """Read a run folder's results.json; a number that was not finite comes back as NaN.
 
     Raises:
-        DataError: it is not there, is not JSON, has another schema version, or lacks fields.
+        DataError: it is not there, is not JSON, has another schema version, lacks fields or has other types in them.
     """
     file = folder / FILE_NAME
+    run = shlex.quote(str(folder.parent.parent if folder.parent.name == EVALUATIONS_FOLDER else folder))
+    advice = (
+        f"Test the run again with `lightning-ntk evaluate run={run}` (`lightning-ntk train ckpt={run}` where it did "
+        "not end), or leave it out."
+    )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder} holds no {FILE_NAME}: it is no run folder, or its run has not finished.") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
+        raise DataError(f"{file} cannot be read as JSON: {error}. {advice}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version not in READABLE_VERSIONS:
         raise DataError(
@@ -94,17 +101,50 @@ def read_results(folder: Path) -> RunResult:
     missing = sorted(names - content.keys())
     if missing:
         raise DataError(f"{file} lacks the fields {', '.join(missing)}: it was not written by lightning_ntk.")
-    if not all(
-        isinstance(content[name], dict) for name in ("metrics", "episodes", "task", "timings", "config", "probes")
-    ):
-        raise DataError(f"{file} has a field of another type than it should: it was not written by lightning_ntk.")
-    if not content["episodes"]:
+    wrong = _wrong_fields(content)
+    if wrong:
+        raise DataError(
+            f"{file} has a field of another type than it should, {', '.join(wrong)}: it was not written by "
+            f"lightning_ntk. {advice}"
+        )
+    if not content["episodes"] or not all(content["episodes"].values()):
         raise DataError(f"{file} holds no scores of episodes. Test the run again with `lightning-ntk evaluate`.")
     for numbers in (content["metrics"], content["timings"]):
         numbers.update({name: math.nan for name, value in numbers.items() if value is None})
     for scores in (content["episodes"], *(probe.get("episodes", {}) for probe in content["probes"].values())):
         scores.update({name: [math.nan if v is None else v for v in values] for name, values in scores.items()})
     return RunResult(**{name: content[name] for name in names})
+
+
+def _wrong_fields(content: dict[str, Any]) -> list[str]:
+    """The fields whose values, or those inside, are not of the types that `RunResult` states."""
+
+    def is_dict_of(value: Any, is_right: Callable[[Any], bool]) -> bool:
+        return isinstance(value, dict) and all(map(is_right, value.values()))
+
+    def is_number(value: Any) -> bool:
+        return value is None or isinstance(value, int | float)
+
+    def is_scores(value: Any) -> bool:
+        return is_dict_of(value, lambda scores: isinstance(scores, list) and all(map(is_number, scores)))
+
+    def is_probe(value: Any) -> bool:
+        return isinstance(value, dict) and is_scores(value.get("episodes", {}))
+
+    def is_group(value: Any) -> bool:
+        return value is None or isinstance(value, dict)
+
+    config = content["config"] if isinstance(content["config"], dict) else {}
+    right = {name: isinstance(content[name], str) for name in ("method", "data", "episode_ids")}
+    right |= {"seed": isinstance(content["seed"], int)}
+    right |= {name: isinstance(content[name], dict) for name in ("task", "versions", "config")}
+    right |= {name: is_dict_of(content[name], is_number) for name in ("metrics", "timings")}
+    right |= {"episodes": is_scores(content["episodes"])}
+    right |= {"probes": is_dict_of(content["probes"], is_probe)}
+    right |= {f"config.{name}": is_group(config.get(name)) for name in ("data", "trainer", "callbacks")}
+    if right["config.callbacks"]:
+        right |= {f"config.callbacks.{key}": is_group(v) for key, v in (config.get("callbacks") or {}).items()}
+    return [name for name, is_right in right.items() if not is_right]
 
 
 def package_versions() -> dict[str, str]:

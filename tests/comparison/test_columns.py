@@ -1,6 +1,7 @@
 """The further columns of a comparison, and the names of metrics that they come from."""
 
 import csv
+import html
 import math
 from pathlib import Path
 
@@ -94,6 +95,34 @@ def test_the_files_have_the_columns_and_an_empty_cell_where_a_run_has_none():
         == metrics["adversarial/pgd_linf/eps_8/accuracy"] + 0.02
     )
     assert rows["anil seed 0"]["condition_number"] == ""
+
+
+def test_the_caption_says_what_was_measured_with_different_settings(capsys):
+    attack = {"linf_eps": ["2/255", "8/255"], "steps": 20, "loss": "margin", "fit_steps": 5, "art": None}
+    ood = {"severities": [1, 3], "targets": {"digits": {"root": "a"}}}
+    metrics = {"test/accuracy": 0.6, **attacked("pgd_linf", 8), "ood/digits/accuracy": 0.25, "ntk/trace": 1.0}
+    callbacks = {"adversarial": attack, "ood": ood, "ntk": {"kernel": "full"}, "mine": {"steps": 1}}
+    # What decides which numbers there are is in their names; what is in training alone decides none of the test.
+    same = {**callbacks, "adversarial": {**attack, "linf_eps": ["8/255"], "fit_steps": 1, "art": {"x": {"eps": 1}}}}
+    same["mine"] = {"steps": 2}
+    for name, settings in (("a", callbacks), ("b", same)):
+        write_run(f"all/{name}", name, [0.5, 0.7], metrics=metrics, config={"callbacks": settings})
+    write_run("all/unmeasured", "c", [0.5, 0.7], config={"callbacks": {"adversarial": {**attack, "steps": 1}}})
+    compare.compare([Path("all")])
+    assert Path("all/comparison.md").read_text().endswith("over episodes. Out of distribution: digits.\n")
+    other = {"adversarial": {**attack, "steps": 5}, "ood": {**ood, "severities": [5]}, "ntk": {"kernel": "trace"}}
+    del other["adversarial"]["loss"]
+    other["ood"]["targets"] = {"digits": {"root": "b"}, "cub": {}}
+    write_run("all/d", "d", [0.5, 0.7], metrics=metrics, config={"callbacks": other})
+    compare.compare([Path("all")])
+    note = (
+        "Measured with different settings: adversarial.steps: 20 and 5; adversarial.loss: margin and not set; "
+        'ood.severities: [1, 3] and [5]; ood.targets.digits: {"root": "a"} and {"root": "b"}; '
+        "ntk.kernel: full and trace."
+    )
+    assert Path("all/comparison.md").read_text().endswith(f"Out of distribution: digits. {note}\n")
+    assert html.escape(note) in Path("all/comparison.html").read_text()
+    assert note.replace(" ", "") in "".join(capsys.readouterr().out.split())
 
 
 def test_what_names_say():

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import re
 from pathlib import Path
 
@@ -167,6 +168,94 @@ def test_runs_that_were_attacked_differently_are_never_averaged():
         write_run(f"some/{name}", "maml", [0.5, 0.7], seed=ord(name), config={"callbacks": variants["c"]})
     write_run("some/without", "maml", [0.5, 0.7], seed=0, config={"callbacks": None})
     assert [row.name for row in compare.compare([Path("some")]) if row.runs > 1] == ["maml, mean over 3 seeds"]
+
+
+def test_means_whose_folders_are_called_alike_are_told_apart_by_their_paths(runs):
+    for lr in ("small", "big"):
+        for seed in (0, 1):
+            config = {"method": {"lr": lr}}
+            write_run(f"search/lr_{lr}/seed_{seed}", "maml", [0.5, 0.7], seed=seed, config=config)
+    write_run("search/other/a", "anil", [0.5, 0.7])
+    write_run("search/other/b", "anil", [0.5, 0.7], seed=1)
+    rows = compare.compare([Path("search")])
+    assert {row.name for row in rows if row.runs > 1} == {
+        "maml, mean over 2 seeds (lr_small/seed_0, lr_small/seed_1)",
+        "maml, mean over 2 seeds (lr_big/seed_0, lr_big/seed_1)",
+        "anil, mean over 2 seeds",
+    }
+    for method in ("anil", "anil, mean over 2 seeds"):
+        write_run(f"named/{method}", method, [0.5, 0.7])
+    write_run("named/again", "anil", [0.5, 0.7], seed=1)
+    write_run("named/third", "anil, mean over 2 seeds", [0.5, 0.7], config={"method": {"lr": 1}})
+    names = [row.name for row in compare.compare([Path("named")])]
+    assert len(set(names)) == len(names)
+
+
+def test_no_two_names_are_alike():
+    assert compare.all_unlike(["a", "b", "a", "a"], ["b"]) == ["a", "b_2", "a_2", "a_3"]
+    assert compare.all_unlike(["a", "a_2", "a"]) == ["a", "a_2", "a_3"]
+
+
+def test_a_run_that_began_with_a_copied_checkpoint_is_never_averaged_with_one_from_scratch(tmp_path):
+    began = {
+        "scratch": {"ckpt": None, "run_dir": "x"},
+        "copied": {"ckpt": "copy.ckpt", "run_dir": "y"},
+        "copied_by_name": {"ckpt": "stage_1/copied_by_name/checkpoints/last.ckpt", "run_dir": "z"},
+        "went_on": {"ckpt": "somewhere/else/went_on", "run_dir": None},
+        "went_on_from_file": {"ckpt": "went_on_from_file/checkpoints/best.ckpt", "run_dir": None},
+        "went_on_from_here": {"ckpt": ".", "run_dir": None},
+        "went_on_by_link": {"ckpt": str(tmp_path / "link"), "run_dir": None},
+    }
+    for seed, (name, config) in enumerate(began.items()):
+        write_run(f"began/{name}", "maml", [0.5, 0.7], seed=seed, config=config)
+    (tmp_path / "link").symlink_to(Path("began/went_on_by_link").resolve())
+    (mean,) = (row.name for row in compare.compare([Path("began")]) if row.runs > 1)
+    assert mean == ("maml, mean over 5 seeds (scratch, went_on, went_on_by_link, went_on_from_file, went_on_from_here)")
+
+
+def test_two_tests_of_one_training_are_never_averaged():
+    for seed in (0, 1):
+        write_run(f"all/{seed}", "maml", [0.5, 0.7], seed=seed)
+        for name, score in (("best", 0.5), ("last", 0.7)):
+            write_run(f"all/{seed}/evaluations/{name}", "maml", [score + seed / 10, score], seed=seed)
+    tests = sorted(Path("all").glob("*/evaluations/*"))
+    means = {row.name: row.score for row in compare.compare(tests) if row.runs > 1}
+    assert means == {
+        "maml, mean over 2 seeds (best, best)": pytest.approx(0.525),
+        "maml, mean over 2 seeds (last, last)": pytest.approx(0.725),
+    }
+    assert [row.runs for row in compare.compare(tests[:2])] == [1, 1]
+    assert [row.runs for row in compare.compare([Path("all/0"), tests[0]])] == [1, 1]
+    assert [row.runs for row in compare.compare([Path("all/0"), tests[2]])] == [1, 1, 2], "each its own training"
+    with pytest.raises(ConfigError, match=r"stands for .* several tests of one run. Name one of them: 'maml best'"):
+        compare.compare(tests[:2], baseline="maml")
+
+
+def test_a_regression_of_which_every_run_diverged():
+    for method in ("anil", "maml"):
+        scores = [math.nan, math.nan]
+        metrics = {"test/mse": math.nan, "val/mse": math.nan}
+        write_run(f"sine/{method}", method, scores, episodes={"test/mse": scores}, metrics=metrics)
+        Path(f"sine/{method}/metrics.csv").write_text("step,epoch,time/fit,val/mse\n9,0,1,nan\n19,1,2,nan\n")
+    assert [row.name for row in compare.compare([Path("sine")])] == ["anil", "maml"]
+    assert "| anil | nan ± nan |" in Path("sine/comparison.md").read_text()
+    assert Path("sine/figures/scores.png").exists()
+
+
+def test_a_folder_whose_name_is_not_utf_8(capsys):
+    strange = Path(os.fsdecode(b"all/caf\xe9"))
+    try:
+        write_run(strange, "maml", [0.5, 0.7], config={"method": {"lr": 1}})
+    except OSError:
+        pytest.skip("no such name can be given here")
+    write_run("all/plain", "maml", [0.5, 0.7], config={"method": {"lr": 2}})
+    rows = compare.compare([Path("all")], out=strange / "out")
+    assert {row.name for row in rows} == {"maml caf\\udce9", "maml plain"}
+    assert "maml caf\\udce9" in (strange / "out" / "comparison.csv").read_text(encoding="utf-8")
+    assert "caf\\udce9/out/comparison.html" in capsys.readouterr().out
+    assert [row.name for row in compare.compare([Path("all")], baseline=str(strange)) if row.is_baseline] == [
+        "maml caf\\udce9"
+    ]
 
 
 def test_repeats_of_one_seed_are_called_runs(runs):

@@ -1,5 +1,6 @@
 """Runs on several tasks: a comparison of each, and one table over all."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,48 @@ def test_accuracy_and_errors_share_a_table_but_no_figure(runs):
     lines = (runs / "overview.md").read_text().splitlines()
     assert "| Sinusoid, 1 shot: mean squared error |" in lines[0]
     assert not (runs / "overview.png").exists()
+
+
+def test_means_called_alike_are_rows_of_their_own():
+    for task, shots in (("a", 1), ("b", 5)):
+        for lr in ("small", "big"):
+            for seed in (0, 1):
+                settings = {"seed": seed, "config": {"method": {"lr": lr}}}
+                scores = [0.5, 0.7] if lr == "small" else [0.2, 0.4]
+                write_run(f"all/{task}/{lr}/{seed}", "maml", scores, **settings, **of_task(task, shots=shots))
+    compare_tasks([Path("all")])
+    rows = [line for line in Path("all/overview.md").read_text().splitlines() if line.startswith("| maml")]
+    assert rows == [
+        "| maml, mean over 2 seeds (small/0, small/1) | 60.00 ± 19.60 | 60.00 ± 19.60 |",
+        "| maml, mean over 2 seeds (big/0, big/1) | 30.00 ± 19.60 | 30.00 ± 19.60 |",
+    ]
+
+
+def test_names_however_long_leave_the_axes_their_place():
+    for task, shots in (("a", 1), ("b", 5)):
+        for lr in ("small", "big"):
+            for seed in range(5):
+                settings = {"seed": seed, "config": {"method": {"lr": lr}}}
+                folder = f"all/{task}/learning_rate_{lr}/with_seed_{seed}"
+                write_run(folder, "maml", [0.5, 0.7], **settings, **of_task(task, shots=shots))
+    compare_tasks([Path("all")])  # A warning, which matplotlib gives, is an error here.
+    assert Path("all/overview.png").exists()
+
+
+def test_each_task_has_a_folder_of_its_own():
+    for letter, phase in (("a", -0.5), ("b", 0.5), ("c", "x y"), ("d", "x+y")):
+        write_run(f"all/{letter}", "maml", [0.5, 0.7], **of_task(letter, phase=phase))
+    compare_tasks([Path("all")], None, Path("out"))
+    names = {"comparison_phase_-0.5", "comparison_phase_0.5", "comparison_phase_x_y", "comparison_phase_x_y_2"}
+    assert {path.name for path in Path("out").iterdir() if path.is_dir()} == names
+
+
+def test_errors_of_which_none_is_finite_are_drawn():
+    for letter, shots in (("a", 1), ("b", 5)):
+        scores = {"episodes": {"test/mse": [math.nan] * 2}, "metrics": {"test/mse": math.nan}}
+        write_run(f"all/{letter}", "maml", [math.nan] * 2, **scores, **of_task(letter, shots=shots))
+    compare_tasks([Path("all")])
+    assert Path("all/overview.png").exists()
 
 
 def test_tasks_are_named_by_what_differs():

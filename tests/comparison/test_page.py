@@ -109,6 +109,40 @@ def test_robust_accuracy_is_compared_with_the_baseline_in_pairs():
     assert drawn[0][2] == pytest.approx(half_width)
 
 
+def test_robust_accuracies_of_other_attacks_are_not_paired():
+    name = "adversarial/pgd_linf/eps_8/accuracy"
+    for method, steps in (("a", 20), ("b", 20), ("c", 5)):
+        probes = {"adversarial": {"episodes": {name: [0.3, 0.5, 0.4]}, "series": {}}}
+        config = {"callbacks": {"adversarial": {"steps": steps}}}
+        write_measured(method, method, 0.6, 10.0, probes=probes, config=config)
+    compare.compare([Path("all")], baseline="a")
+    text = Path("all/comparison.html").read_text()
+    (table,) = re.findall(r'<table id="differences">(.*?)</table>', text)
+    assert re.findall(r"<th [^>]*>(.*?)</th>", table) == ["attack", "eps", "b"]
+    compare.compare([Path("all")], baseline="c")
+    assert '<table id="differences">' not in Path("all/comparison.html").read_text()
+
+
+def test_means_called_alike_have_colours_of_their_own():
+    for lr in (1, 2):
+        for seed in (0, 1):
+            write_measured(f"{lr}/{seed}", "maml", 0.5, 5.0, seed=seed, config={"method": {"lr": lr}})
+    compare.compare([Path("all")])
+    text = Path("all/comparison.html").read_text()
+    assert sorted(re.findall(r'<tr data-label="(\d)" class="mean">', text)) == ["0", "1"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.2, 4.5), (5.5, 9.2), (1.1, 1.9), (0.9, 150.0)])
+def test_every_axis_of_errors_has_ticks(tmp_path, low, high):
+    metrics = {"test/mse": low}
+    write_run("all/maml", "maml", [low, low], metrics=metrics, episodes={"test/mse": [low, low]})
+    Path("all/maml/metrics.csv").write_text(f"step,epoch,time/fit,val/mse\n9,0,1,{low}\n19,1,2,{high}\n")
+    compare.compare([Path("all")])
+    dom = browse(Path("all/comparison.html"), tmp_path)
+    first = dom.split("<figure>")[1]
+    assert len(re.findall(r'text-anchor="end">[\d.]+</text>', first)) >= 2
+
+
 def test_a_broken_end_of_metrics_csv_and_numbers_that_are_none_leave_the_rest(runs, tmp_path):
     metrics = {name: math.nan for name in measured(0.5)}
     write_run("all/diverged", "from_scratch", [math.nan, 0.5, 0.5], metrics=metrics)

@@ -87,7 +87,10 @@ def test_a_write_that_fails_leaves_the_earlier_results(tmp_path, monkeypatch):
     ("text", "message"),
     [
         (None, "holds no results.json"),
-        ("{", "cannot be read as JSON"),
+        (
+            "{",
+            r"cannot be read as JSON: .* `lightning-ntk evaluate run=run` \(`lightning-ntk train ckpt=run` ",
+        ),
         ('{"schema_version": 3}', "schema_version 3, but this version of lightning_ntk reads 1 and 2"),
         ("[]", "schema_version None"),
         ('{"schema_version": 1, "method": "maml"}', "lacks the fields config, data, episode_ids"),
@@ -103,12 +106,35 @@ def test_results_that_cannot_be_read_are_explained(text, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"metrics": []}, "another type"), ({"episodes": {}}, "no scores of episodes")]
+    ("changes", "message"),
+    [
+        ({"metrics": []}, "another type than it should, metrics: "),
+        ({"method": 3}, "another type than it should, method: .*Test the run again .* or leave it out"),
+        ({"seed": [1]}, "another type than it should, seed: "),
+        ({"metrics": {"test/mse": "x"}, "timings": {"fit_s": "x"}}, "another type than it should, metrics, timings: "),
+        ({"episodes": {"test/mse": ["a"]}}, "another type than it should, episodes: "),
+        ({"episodes": {"test/mse": 3}}, "another type than it should, episodes: "),
+        ({"probes": {"ood": 3}}, "another type than it should, probes: "),
+        ({"probes": {"ood": {"episodes": {"a": 3}}}}, "another type than it should, probes: "),
+        ({"config": {"data": 3}}, "another type than it should, config.data: "),
+        ({"config": {"callbacks": [1]}}, "another type than it should, config.callbacks: "),
+        ({"config": {"callbacks": {"ood": 3, "ntk": None}}}, "another type than it should, config.callbacks.ood: "),
+        ({"episodes": {}}, "no scores of episodes"),
+        ({"episodes": {"test/mse": []}}, "no scores of episodes"),
+    ],
 )
 def test_results_without_their_content_are_explained(tmp_path, changes, message):
     results.write_results(tmp_path, dataclasses.replace(RESULT, **changes))
     with pytest.raises(DataError, match=message):
         read_results(tmp_path)
+
+
+def test_results_of_an_evaluation_that_cannot_be_read_name_its_run(tmp_path):
+    folder = tmp_path / "run" / "evaluations" / "again"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(DataError, match=f"evaluate run={tmp_path / 'run'}`"):
+        read_results(folder)
 
 
 def test_the_versions_name_what_results_depend_on(monkeypatch):
