@@ -119,7 +119,7 @@ def test_a_baseline_of_several_settings_or_without_a_result_costs_the_difference
     words = ["sweep", "method=maml,anil", "method.inner_lr=0.1,0.2", "out=o", "baseline=maml"]
     assert cli.main(words) == 0
     said = capsys.readouterr().err
-    assert "Compared without differences: baseline=maml stands for runs of different settings." in said
+    assert "Compared without differences: baseline=maml stands for runs of different settings," in said
     assert f"(lightning-ntk compare {tmp_path / 'o'} baseline=NAME)" in said
     assert "maml" in Path("o/comparison.md").read_text()
     script = tmp_path / "maml_fails.py"
