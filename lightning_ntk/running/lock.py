@@ -59,10 +59,10 @@ def writing(folder: Path) -> Iterator[None]:
         ConfigError: another process is at work on the run, or the folder cannot be written.
     """
     file = folder / LOCK_FILE
+    if _is_held_from_the_start(file):
+        yield
+        return
     try:
-        if _is_held_from_the_start(file):
-            yield
-            return
         held = lock(file)
         who = None if held is not None else holder(file)
     except OSError as error:
