@@ -1,9 +1,9 @@
 """Jacobian rows of uncoupled examples from what their layers saw: one backward pass for each output, of all examples.
 
 A layer's weight gradient for one example needs the layer's input and the cotangent of its output for that example.
-So C backward passes down to the layers' outputs, and one small product a layer, example and output, give all rows. The
-layers served are `F.conv2d`, `F.linear` on vectors, and the affine part of `F.group_norm`; a network that uses its
-parameters in any other way is left to `ntk.jacobian`, whose vmap serves everything.
+So C backward passes down to the layers' outputs, and small products of the two, give all rows. The layers served are
+`F.conv2d`, `F.linear` on vectors, and the affine part of `F.group_norm`; a network that uses its parameters in any
+other way is left to `ntk.jacobian`, whose vmap serves everything.
 """
 
 import functools
@@ -16,11 +16,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_ntk.ntk.checks import check_outputs
-from lightning_ntk.ntk.convolution import geometry_of, weight_gradient
+from lightning_ntk.ntk.convolution import Geometry, geometry_of, patches
 
 Params = dict[str, Tensor]
-# From the cotangents of a layer's outputs, [n, ...], to rows of its parameters, {name: [n, *shape]}.
-RowsOf = Callable[[Tensor], Params]
+# From c cotangents of a layer's output, [n, ...] each, writes the rows of its parameters, {name: [n, c, *shape]}.
+FillRows = Callable[[list[Tensor], Params], None]
+# Backward passes whose cotangents are held, so that one product serves them.
+OUTPUTS_AT_ONCE = 5
+# What a convolution saw is put together for so many bytes of examples at a time (`ntk.memory` has why so many).
+PATCH_BYTES = 24 * 2**20
 
 
 def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | None:
@@ -44,15 +48,17 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
             return None
         edges = [layer.edge for layer in capture.layers]
         found = {name: p.new_empty(*outputs.shape, *p.shape) for name, p in params.items()}
-        for c in range(outputs.shape[1]):
-            more = c + 1 < outputs.shape[1]
-            cotangents = torch.autograd.grad(outputs[:, c].sum(), edges, retain_graph=more, allow_unused=True)
+        last = outputs.shape[1] - 1
+        for start in range(0, last + 1, OUTPUTS_AT_ONCE):
+            some = range(start, min(start + OUTPUTS_AT_ONCE, last + 1))
+            cotangents = [
+                torch.autograd.grad(outputs[:, c].sum(), edges, retain_graph=c < last, allow_unused=True) for c in some
+            ]
             with torch.no_grad():
-                for cotangent, layer in zip(cotangents, capture.layers, strict=True):
-                    # A layer that this output does not use has none.
-                    cotangent = layer.zeros() if cotangent is None else cotangent
-                    for name, rows in layer.rows_of(cotangent).items():
-                        found[name][:, c] = rows
+                for layer, *of_layer in zip(capture.layers, *cotangents, strict=True):
+                    # An output that does not use the layer has none.
+                    of_layer = [layer.zeros() if u is None else u for u in of_layer]
+                    layer.fill_rows(of_layer, {name: rows[:, some.start : some.stop] for name, rows in found.items()})
     return found, outputs.detach()
 
 
@@ -63,9 +69,9 @@ class _Layer:
     tensor stands for. Its input must stay, as it is needed for the rows.
     """
 
-    def __init__(self, input: Tensor, output: Tensor, rows_of: RowsOf) -> None:
+    def __init__(self, input: Tensor, output: Tensor, fill_rows: FillRows) -> None:
         self.edge = torch.autograd.graph.get_gradient_edge(output)
-        self.rows_of = rows_of
+        self.fill_rows = fill_rows
         self.zeros = functools.partial(torch.zeros, output.shape, dtype=output.dtype, device=output.device)
         self._input, self._version = input.detach(), input._version
 
@@ -96,8 +102,8 @@ class _Capture(TorchFunctionMode):
         if result is None:
             self.unserved = True
             return func(*args, **kwargs)
-        input, output, rows_of = result
-        self.layers.append(_Layer(input, output, rows_of))
+        input, output, fill_rows = result
+        self.layers.append(_Layer(input, output, fill_rows))
         return output
 
     def _is_examples(self, input: Tensor, dims: int) -> bool:
@@ -112,30 +118,30 @@ class _Capture(TorchFunctionMode):
             return None
         if input.device.type == "cpu":
             input = input.contiguous(memory_format=torch.channels_last)
-        seen, shape = input.detach(), weight.shape
         geometry = geometry_of(stride, padding, dilation, groups)
-        names = self._name(weight), self._name(bias)
+        seen, names = input.detach(), (self._name(weight), self._name(bias))
 
-        def rows_of(cotangent: Tensor) -> Params:
-            rows = {}
+        def fill_rows(cotangents: list[Tensor], rows: Params) -> None:
             if names[0]:
-                rows[names[0]] = weight_gradient(seen[:, None], cotangent[:, None], shape, geometry)
+                _fill_weight_rows(rows[names[0]], seen, cotangents, geometry)
             if names[1]:
-                rows[names[1]] = cotangent.sum((2, 3))
-            return rows
+                rows[names[1]][:] = torch.stack([u.sum((2, 3)) for u in cotangents], 1)
 
-        return input, torch.conv2d(input, weight, bias, stride, padding, dilation, groups), rows_of
+        return input, torch.conv2d(input, weight, bias, stride, padding, dilation, groups), fill_rows
 
     def _linear(self, input, weight, bias=None):
         if not self._is_examples(input, 2):
             return None
         seen, names = input.detach(), (self._name(weight), self._name(bias))
 
-        def rows_of(cotangent: Tensor) -> Params:
-            rows = {names[0]: cotangent[:, :, None] * seen[:, None, :], names[1]: cotangent}
-            return {name: row for name, row in rows.items() if name}
+        def fill_rows(cotangents: list[Tensor], rows: Params) -> None:
+            stacked = torch.stack(cotangents, 1)
+            if names[0]:
+                rows[names[0]][:] = stacked[..., None] * seen[:, None, None, :]
+            if names[1]:
+                rows[names[1]][:] = stacked
 
-        return input, F.linear(input, weight, bias), rows_of
+        return input, F.linear(input, weight, bias), fill_rows
 
     def _group_norm(self, input, num_groups, weight=None, bias=None, eps=1e-5):
         if not self._is_examples(input, 4) or weight is None or bias is None:
@@ -143,8 +149,30 @@ class _Capture(TorchFunctionMode):
         normalised = F.group_norm(input, num_groups, eps=eps)
         seen, names = normalised.detach(), (self._name(weight), self._name(bias))
 
-        def rows_of(cotangent: Tensor) -> Params:
-            rows = {names[0]: (cotangent * seen).sum((2, 3)), names[1]: cotangent.sum((2, 3))}
-            return {name: row for name, row in rows.items() if name}
+        def fill_rows(cotangents: list[Tensor], rows: Params) -> None:
+            if names[0]:
+                rows[names[0]][:] = torch.stack([(u * seen).sum((2, 3)) for u in cotangents], 1)
+            if names[1]:
+                rows[names[1]][:] = torch.stack([u.sum((2, 3)) for u in cotangents], 1)
 
-        return normalised, normalised * weight[:, None, None] + bias[:, None, None], rows_of
+        return normalised, normalised * weight[:, None, None] + bias[:, None, None], fill_rows
+
+
+def _fill_weight_rows(rows: Tensor, x: Tensor, cotangents: list[Tensor], geometry: Geometry) -> None:
+    """Rows of a convolution's weight, `[n, c, *shape]`, from its input `[n, ...]` and c cotangents of its output.
+
+    Products of what each place of the output saw and its cotangents, a few examples at a time, as one number of the
+    input is seen from many places.
+    """
+    groups, window = geometry.groups, rows.shape[-2:]
+    rows = rows.flatten(3).unflatten(2, (groups, -1))  # [n, c, groups, out / groups, in kh kw]
+    out, wide = rows.shape[-2:]
+    at_once = max(1, PATCH_BYTES // (groups * wide * cotangents[0][0, 0].numel() * x.element_size()))
+    for place, some, *of_some in zip(*(t.split(at_once) for t in (rows, x, *cotangents)), strict=True):
+        seen = patches(some, window, geometry).unflatten(1, (groups, -1))
+        columns = [u.unflatten(1, (groups, -1)).flatten(3).mT for u in of_some]  # [n, groups, places, out / groups]
+        if wide > out:  # Putting them side by side pays where each is multiplied by many.
+            place[:] = (torch.cat(columns, -1).mT @ seen.mT).unflatten(2, (-1, out)).movedim(1, 2)
+        else:
+            for c, column in enumerate(columns):
+                place[:, c] = (seen @ column).mT

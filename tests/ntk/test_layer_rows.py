@@ -23,11 +23,24 @@ SERVED = {
         ),
         (2, 8, 8),
     ),
+    # Wide and narrow windows, uneven in every way, and more outputs than go together.
+    "uneven": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 20, (3, 1), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+            nn.Tanh(),
+            nn.Conv2d(20, 4, (2, 3), stride=(2, 1), padding=(0, 1), dilation=(1, 2), groups=2),
+            nn.Flatten(),
+            nn.Linear(32, 7),
+        ),
+        (2, 8, 8),
+    ),
 }
 
 
+@pytest.mark.parametrize("patch_bytes", [24 * 2**20, 4096])
 @pytest.mark.parametrize("name", SERVED)
-def test_rows_and_outputs_are_those_of_reverse_mode(name):
+def test_rows_and_outputs_are_those_of_reverse_mode(name, patch_bytes, monkeypatch):
+    monkeypatch.setattr("lightning_ntk.ntk.layer_rows.PATCH_BYTES", patch_bytes)  # All examples, and some.
     torch.manual_seed(0)
     make, shape = SERVED[name]
     module = make().double()

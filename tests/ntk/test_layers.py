@@ -64,6 +64,14 @@ def test_convolution_is_pytorchs_under(nesting, shape, leading_axes):
     assert_close(nesting(engine(network), theta, x), nesting(network, theta, x))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_patches_are_those_of_unfold(shape):
+    x, settings = torch.randn(3, 2, 7, 8), {"stride": 1, "padding": 0, "dilation": 1, **SHAPES[shape]}
+    settings.pop("groups", None)
+    found = convolution.patches(x, (3, 2), convolution.geometry_of(**settings, groups=1))
+    assert torch.equal(found, F.unfold(x, (3, 2), **settings))
+
+
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("pool", ["overlap", "ceil"])
 def test_pooling_is_pytorchs_under(nesting, pool):
