@@ -23,7 +23,7 @@ Params = dict[str, Tensor]
 FillRows = Callable[[list[Tensor], Params], None]
 # Backward passes whose cotangents are held, so that one product serves them.
 OUTPUTS_AT_ONCE = 5
-# What a convolution saw is put together for so many bytes of examples at a time (`ntk.memory` has why so many).
+# What a convolution saw is put together for so many bytes of examples at a time, below what glibc maps anew.
 PATCH_BYTES = 24 * 2**20
 
 
