@@ -11,8 +11,8 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# On a CPU, tensors up to about this size are taken again from the allocator's heap and from the cache. glibc maps larger
-# ones anew each time (its threshold ends at 32 MiB), and every page of them then costs a fault (docs/BENCHMARKS.md).
+# On a CPU, tensors up to about this size are taken again from the allocator's heap and from the cache. glibc maps
+# larger ones anew each time (its threshold ends at 32 MiB), and every page of them then costs a fault.
 CPU_TENSOR_BYTES = 33 * 2**20
 # Of the memory that is free, this part is planned with: derivatives of derivatives keep more than can be counted ahead.
 PLANNED_PART = 0.5
