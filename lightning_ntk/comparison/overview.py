@@ -94,7 +94,7 @@ def overview(tasks: Sequence[str], metrics: Sequence[str], rows: Sequence[Sequen
 
 
 def _by_task(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The runs of each task, named as they are without those of the others."""
+    """The runs of each task, named as they are without those of the others; 5 shots come before 10."""
     tasks: dict[str, list[Entry]] = {}
     for entry in entries:
         tasks.setdefault(entry.result.episode_ids, []).append(entry)
@@ -102,7 +102,14 @@ def _by_task(entries: Sequence[Entry]) -> list[list[Entry]]:
     for runs in tasks.values():
         names = unique_names([run.folder for run in runs], [run.result for run in runs])
         named.append([dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)])
-    return named
+    data = [run.result.task.get("data") for run in entries]
+
+    def place(runs: list[Entry]) -> list[float]:
+        task = runs[0].result.task
+        counts = [task.get(key) for key in COUNTED]
+        return [data.index(task.get("data")), *(n if isinstance(n, int | float) else 0 for n in counts)]
+
+    return sorted(named, key=place)
 
 
 def _names(*groups: Sequence[Entry]) -> set[str]:

@@ -49,6 +49,19 @@ def test_seeds_are_one_row_and_a_task_without_the_baseline_has_no_differences(ru
     assert lines[3] == "| anil seed 0 | 55.00 ± 5.66 | baseline |  |"
 
 
+def test_tasks_are_in_the_order_of_their_numbers_and_data_in_that_of_the_runs():
+    for k, (data, shots) in enumerate([("Omniglot", 10), ("Omniglot", 5), ("Glyphs", 5), ("Omniglot", [1, 2])]):
+        write_run(f"all/run_{k}", "maml", [0.5, 0.7], **of_task("abcd"[k], data=data, shots=shots))
+    compare_tasks([Path("all")])
+    columns = (Path("all") / "overview.md").read_text().splitlines()[0].split(" | ")[1:]
+    assert [column.partition(":")[0] for column in columns] == [
+        "Omniglot, [1, 2] shots",
+        "Omniglot, 5 shots",
+        "Omniglot, 10 shots",
+        "Glyphs, 5 shots",
+    ]
+
+
 def test_a_single_task_gets_its_comparison_alone(runs):
     compare_tasks([runs / "maml_1", runs / "anil_1"], None, Path("out"))
     assert (Path("out") / "comparison.md").exists()
