@@ -54,11 +54,12 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
             cotangents = [
                 torch.autograd.grad(outputs[:, c].sum(), edges, retain_graph=c < last, allow_unused=True) for c in some
             ]
+            of_some = {name: rows[:, some.start : some.stop] for name, rows in found.items()}
             with torch.no_grad():
                 for layer, *of_layer in zip(capture.layers, *cotangents, strict=True):
                     # An output that does not use the layer has none.
                     of_layer = [layer.zeros() if u is None else u for u in of_layer]
-                    layer.fill_rows(of_layer, {name: rows[:, some.start : some.stop] for name, rows in found.items()})
+                    layer.fill_rows(of_layer, of_some)
     return found, outputs.detach()
 
 
