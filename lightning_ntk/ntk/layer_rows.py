@@ -21,7 +21,7 @@ from lightning_ntk.ntk.convolution import Geometry, geometry_of, patches
 Params = dict[str, Tensor]
 # From c cotangents of a layer's output, [n, ...] each, writes the rows of its parameters, {name: [n, c, *shape]}.
 FillRows = Callable[[list[Tensor], Params], None]
-# Backward passes whose cotangents are held, so that one product serves them.
+# Backward passes whose cotangents are held, so that one product serves them: what a forward pass makes, once or twice.
 OUTPUTS_AT_ONCE = 5
 # What a convolution saw is put together for so many bytes of examples at a time, below what glibc maps anew.
 PATCH_BYTES = 24 * 2**20
