@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.ntk.norms import batch_statistics
 
 GROUPS = 8
 
@@ -36,9 +37,4 @@ class BatchStatistics(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # As PyTorch does, statistics of 16-bit numbers in 32 bits.
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        result = x * scale.view(-1, 1, 1) + (self.bias - mean * scale).view(-1, 1, 1)
-        return result if wide is x else result.to(self.weight.dtype)
+        return batch_statistics(x, self.weight, self.bias, self.eps)

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
-from lightning_ntk.ntk.layers import engine_layers
+from lightning_ntk.ntk.layers import engine_layers, reverse_layers
 from lightning_ntk.ntk.precision import full_precision
 
 Params = dict[str, Tensor]
@@ -24,6 +24,8 @@ Network = Callable[[Params, Tensor], Tensor]
 
 # Parameters that one float32 product sums over.
 PRODUCT_BLOCK = 8192
+# Where so few cotangents of coupled examples or fewer are worked on at once, a CPU takes them one by one.
+FEW_COTANGENTS = 32
 
 
 def functional(module: nn.Module) -> tuple[Network, Params]:
@@ -192,15 +194,16 @@ class Jacobian:
         """
         some = self.x[start:stop]
         if self.coupled:
-            return self._rows_of_the_batch(start, some.shape[0], pairs_at_once)
+            parts = list(self._rows_of_the_batch(start, some.shape[0], pairs_at_once))
+            return {name: torch.cat([part[name] for part in parts]).unflatten(0, (len(some), -1)) for name in parts[0]}
         return self._rows_and_outputs(some, pairs_at_once)[0]
 
     @_in_full_precision
     def dense(self, pairs_at_once: int | None = None) -> Tensor:
         """The whole Jacobian `[n, C, P]`; see `rows`. It is in memory once, beside the part that is worked on."""
         if self.coupled:
-            parts = in_chunks(self._cotangents(0, self.x.shape[0]), _groups(pairs_at_once, self.x.shape[0]))
-            found = _gathered((flatten(vmap(self.vjp)(part), batch_dims=1) for part in parts), self.outputs.numel())
+            parts = self._rows_of_the_batch(0, self.x.shape[0], pairs_at_once)
+            found = _gathered((flatten(part, batch_dims=1) for part in parts), self.outputs.numel())
             return found.unflatten(0, self.outputs.shape)
         outputs = []
 
@@ -219,16 +222,34 @@ class Jacobian:
         rows = torch.eye(n * outputs, dtype=self.outputs.dtype, device=self.x.device)
         return rows[start * outputs : (start + count) * outputs].unflatten(1, (n, outputs))
 
-    def _rows_of_the_batch(self, start: int, count: int, pairs_at_once: int | None) -> Params:
-        """Rows of coupled examples, one cotangent each."""
+    def _rows_of_the_batch(self, start: int, count: int, pairs_at_once: int | None) -> Iterator[Params]:
+        """Rows of coupled examples, a backward pass of the whole batch for each: parts of k rows, `[k, *its shape]`."""
         cotangents = self._cotangents(start, count)
-        found = vmap(self.vjp, chunk_size=_groups(pairs_at_once, self.x.shape[0]))(cotangents)
-        return {name: part.unflatten(0, (count, -1)) for name, part in found.items()}
+        at_once = _groups(pairs_at_once, self.x.shape[0])
+        few = at_once is not None and at_once <= FEW_COTANGENTS and self.x.device.type == "cpu"
+        if few and not self._is_followed():
+            return self._rows_one_by_one(cotangents)
+        return (vmap(self.vjp)(part) for part in in_chunks(cotangents, at_once))
+
+    def _rows_one_by_one(self, cotangents: Tensor) -> Iterator[Params]:
+        """The same by ordinary reverse mode, which large images are faster in, through PyTorch's own layers."""
+        leaves = {name: p.clone().requires_grad_() for name, p in self.params.items()}
+        with torch.enable_grad(), reverse_layers():
+            outputs = getattr(self.network, "plain", self.network)(leaves, self.x)
+        for row, cotangent in enumerate(cotangents, 1):
+            keep = row < len(cotangents)
+            found = torch.autograd.grad(
+                outputs, list(leaves.values()), cotangent, retain_graph=keep, materialize_grads=True
+            )
+            yield {name: g[None] for name, g in zip(leaves, found, strict=True)}
+
+    def _is_followed(self) -> bool:
+        """Whether a transform or a graph follows what is computed, from the inputs or the parameters on."""
+        return self.x.requires_grad or any(map(is_functorch_wrapped_tensor, (self.x, *self.params.values())))
 
     def _rows_and_outputs(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor]:
         """Rows of examples that are not coupled, and their outputs `[n, C]`."""
-        wrapped = any(map(is_functorch_wrapped_tensor, (x, *self.params.values())))
-        if self._layers_serve and not (x.requires_grad or wrapped):
+        if self._layers_serve and not self._is_followed():
             found = self._by_layers(x, pairs_at_once)
             if found is not None:
                 return found

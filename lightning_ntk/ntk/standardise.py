@@ -64,7 +64,7 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def forward(t, x, y, r, groups, eps):
-        (t,) = _aligned(y, t)
+        (t,) = aligned(y, t)
         mean, along = _mean(t, groups), _mean(y * t, groups)
         return torch.addcmul(torch.addcmul(-r * mean, t, r), y, -r * along)
 
@@ -107,7 +107,7 @@ class _Curvature(torch.autograd.Function):
 
     @staticmethod
     def forward(t, d, x, y, r, groups, eps):
-        return _curvature(*_aligned(y, t, d), y, r, groups)
+        return _curvature(*aligned(y, t, d), y, r, groups)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -159,7 +159,7 @@ def _mean(x: Tensor, groups: int) -> Tensor:
     return grouped.mean(-1, keepdim=True).expand_as(grouped).flatten(-2)[..., None, None]
 
 
-def _aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def aligned(like: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The others in the memory layout of `like`: elementwise operations take several times as long on a mixture."""
     last = _channels_last(like)
     return tuple(
