@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
-from lightning_ntk.ntk.layers import engine_layers, reverse_layers
+from lightning_ntk.ntk.layers import engine_layers
 from lightning_ntk.ntk.precision import full_precision
 
 Params = dict[str, Tensor]
@@ -234,7 +234,7 @@ class Jacobian:
     def _rows_one_by_one(self, cotangents: Tensor) -> Iterator[Params]:
         """The same by ordinary reverse mode, which large images are faster in, through PyTorch's own layers."""
         leaves = {name: p.clone().requires_grad_() for name, p in self.params.items()}
-        with torch.enable_grad(), reverse_layers():
+        with torch.enable_grad():
             outputs = getattr(self.network, "plain", self.network)(leaves, self.x)
         for row, cotangent in enumerate(cotangents, 1):
             keep = row < len(cotangents)

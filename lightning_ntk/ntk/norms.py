@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.overrides import handle_torch_function, has_torch_function
 
+from lightning_ntk.ntk.batch_norm import batch_norm as closed_batch_norm
+
+# Batch norm of images from this size on (channels * height * width) is in closed form. Smaller ones, it slows down.
+SMALLEST_IMAGE = 20480
 # The modules that call these functions.
 MODULES = (nn.LayerNorm, _BatchNorm, _InstanceNorm)
 
@@ -36,24 +39,34 @@ def instance_norm(
     return _normalised(input, tuple(range(2, input.dim())), eps, *_of_channels(input, weight, bias))
 
 
-def batch_norm(input, weight=None, bias=None, eps=1e-5) -> Tensor:
-    """`F.batch_norm` of batch statistics."""
+def batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor | None:
+    """`F.batch_norm` of batch statistics; None with running averages, which are PyTorch's to use and to keep."""
+    if running_mean is not None or not training:
+        return None
+    if _in_closed_form(input, weight, bias):
+        return closed_batch_norm(input, weight, bias, eps)
     return _normalised(input, (0, *range(2, input.dim())), eps, *_of_channels(input, weight, bias))
 
 
 def batch_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Batch norm of images `[n, channels, h, w]` by their own statistics, quick under reverse mode over reverse mode.
-
-    A function that modes of `torch.overrides` see, so that `ntk.layers` can put another in its place.
-    """
-    if has_torch_function((x, weight, bias)):
-        return handle_torch_function(batch_statistics, (x, weight, bias), x, weight, bias, eps)
+    """Batch norm of images `[n, channels, h, w]` by their own statistics, in the way that is quickest for them."""
+    if _in_closed_form(x, weight, bias):
+        return closed_batch_norm(x, weight, bias, eps)
     # As PyTorch does, statistics of 16-bit numbers in 32 bits.
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
     scale = weight * torch.rsqrt(variance + eps)
     result = x * scale.view(-1, 1, 1) + (bias - mean * scale).view(-1, 1, 1)
     return result if wide is x else result.to(weight.dtype)
+
+
+def _in_closed_form(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether `ntk.batch_norm` serves: large images of 32 or 64 bits, without autocast and compiler."""
+    large = x.dim() == 4 and x.shape[1:].numel() >= SMALLEST_IMAGE and x.dtype in (torch.float32, torch.float64)
+    alike = all(p is not None and p.dtype == x.dtype for p in parameters)
+    return large and alike and not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
 
 
 def _normalised(x: Tensor, dims: tuple[int, ...], eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
