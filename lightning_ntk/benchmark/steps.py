@@ -11,7 +11,6 @@ from lightning_ntk.benchmark.measure import Work
 from lightning_ntk.benchmark.problem import Problem
 from lightning_ntk.errors import MissingDependencyError
 from lightning_ntk.methods.inner_loop import learn2learn_algorithm
-from lightning_ntk.networks.normalisation import BatchStatistics
 
 INNER_STEPS = 5
 INNER_LR = 0.1
@@ -33,7 +32,7 @@ def make_step(name: str, problem: Problem, *, compile: bool = False) -> Work:
             algorithm = learn2learn_algorithm("MAML")
         except MissingDependencyError as error:
             return Work(name, absent=str(error))
-        learner = algorithm(with_torch_norms(problem.network), lr=INNER_LR, first_order=name == FOMAML)
+        learner = algorithm(copy.deepcopy(problem.network), lr=INNER_LR, first_order=name == FOMAML)
         return _work(name, problem, learner, _learn2learn_loss(learner, problem))
     # The ridge is for kernels without full rank, which have no t = inf; it changes no cost.
     settings = {"t": float("inf"), "ridge": 1e-6} if name == RKHS_II_INF else {}
@@ -83,18 +82,3 @@ def _plain_pass(network: nn.Module, problem: Problem) -> Callable[[], None]:
     x = torch.cat([episodes.support_x, episodes.query_x], dim=1).flatten(0, 1)
     y = torch.cat([episodes.support_y, episodes.query_y], dim=1).flatten()
     return lambda: F.cross_entropy(network(x), y).backward()
-
-
-def with_torch_norms(network: nn.Module) -> nn.Module:
-    """A copy with torch's batch norm, which is faster, in the place of ours: the same function, the same weights.
-
-    (Ours exists for forward-mode derivatives, which MAML does not take.)
-    """
-    network = copy.deepcopy(network)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, BatchStatistics):
-            theirs = nn.BatchNorm2d(len(module.weight), eps=module.eps, track_running_stats=False)
-            theirs.load_state_dict(module.state_dict())
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, theirs.to(module.weight.device))
-    return network

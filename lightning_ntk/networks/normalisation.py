@@ -25,9 +25,10 @@ def normalisation_layers(norm: str, channels: int) -> list[nn.Module]:
 class BatchStatistics(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015) without running averages: `[n, channels, h, w]` to the same shape.
 
-    It computes what `nn.BatchNorm2d(channels, track_running_stats=False)` computes. Ours exists because PyTorch's own
-    forward-mode derivative treats the batch mean and variance as constants when reverse mode differentiates it again:
-    d/dtheta of J v comes out wrong without a warning (seen with torch 2.15; `tests/ntk/test_norms.py`).
+    It computes what `nn.BatchNorm2d(channels, track_running_stats=False)` computes, and by the same function where
+    reverse mode alone differentiates. Ours exists because PyTorch's own forward-mode derivative treats the batch mean
+    and variance as constants when reverse mode differentiates it again: d/dtheta of J v comes out wrong without a
+    warning (seen with torch 2.15; `tests/ntk/test_norms.py`).
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:

@@ -6,11 +6,15 @@ wrong without a warning (seen with torch 2.14; `tests/ntk/test_norms.py`). The s
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import maybe_current_level
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from lightning_ntk.ntk.batch_norm import batch_norm as closed_batch_norm
+from lightning_ntk.ntk.convolution import AXES
 
 # Batch norm of images from this size on (channels * height * width) is in closed form. Smaller ones, it slows down.
 SMALLEST_IMAGE = 20480
@@ -45,14 +49,26 @@ def batch_norm(
     """`F.batch_norm` of batch statistics; None with running averages, which are PyTorch's to use and to keep."""
     if running_mean is not None or not training:
         return None
-    if _in_closed_form(input, weight, bias):
-        return closed_batch_norm(input, weight, bias, eps)
-    return _normalised(input, (0, *range(2, input.dim())), eps, *_of_channels(input, weight, bias))
+    if input.dim() != AXES or weight is None or bias is None:
+        return _normalised(input, (0, *range(2, input.dim())), eps, *_of_channels(input, weight, bias))
+    return _of_images(input, weight, bias, eps)
 
 
 def batch_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Batch norm of images `[n, channels, h, w]` by their own statistics, in the way that is quickest for them."""
-    if _in_closed_form(x, weight, bias):
+    """Batch norm of images `[n, channels, h, w]` by their own statistics, right under every nesting of derivatives.
+
+    Outside of all transforms by `F.batch_norm`, the fastest, which reverse mode alone differentiates rightly.
+    """
+    single = x.numel() == x.shape[1]  # One value a channel, which PyTorch refuses.
+    if single or torch.compiler.is_compiling() or maybe_current_level() is not None or forward_ad._current_level >= 0:
+        return _of_images(x, weight, bias, eps)
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+
+def _of_images(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    of_32_or_64_bits = x.dtype in (torch.float32, torch.float64) and weight.dtype == bias.dtype == x.dtype
+    left_alone = not (torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type))
+    if x.shape[1:].numel() >= SMALLEST_IMAGE and of_32_or_64_bits and left_alone:
         return closed_batch_norm(x, weight, bias, eps)
     # As PyTorch does, statistics of 16-bit numbers in 32 bits.
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -60,13 +76,6 @@ def batch_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     scale = weight * torch.rsqrt(variance + eps)
     result = x * scale.view(-1, 1, 1) + (bias - mean * scale).view(-1, 1, 1)
     return result if wide is x else result.to(weight.dtype)
-
-
-def _in_closed_form(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether `ntk.batch_norm` serves: large images of 32 or 64 bits, without autocast and compiler."""
-    large = x.dim() == 4 and x.shape[1:].numel() >= SMALLEST_IMAGE and x.dtype in (torch.float32, torch.float64)
-    alike = all(p is not None and p.dtype == x.dtype for p in parameters)
-    return large and alike and not torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling()
 
 
 def _normalised(x: Tensor, dims: tuple[int, ...], eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:

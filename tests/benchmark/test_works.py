@@ -156,14 +156,6 @@ def test_learn2learn_takes_five_inner_steps_and_second_order_only_in_maml(proble
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
-def test_torchs_batch_norm_is_the_same_function():
-    problem = make_problem(SMALL, norm="batch")
-    theirs = steps.with_torch_norms(problem.network)
-    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in theirs.modules()) == 4
-    x = problem.episodes.query_x[0]
-    torch.testing.assert_close(theirs(x), problem.network(x), rtol=1e-4, atol=1e-5)
-
-
 HOLD = """
 import torch
 from lightning_ntk.benchmark.memory import MIB, peak_of

@@ -14,3 +14,7 @@ def test_it_computes_what_torchs_batch_norm_computes():
     torchs.load_state_dict(state)
     x = 5 + 2 * torch.randn(4, 3, 6, 6)
     assert torch.allclose(ours(x), torchs(x), atol=1e-5)
+
+
+def test_one_value_a_channel_is_its_bias():
+    assert torch.equal(BatchStatistics(3)(torch.randn(1, 3, 1, 1)), torch.zeros(1, 3, 1, 1))
