@@ -269,8 +269,11 @@ def run_test(
     trainer: pl.Trainer, method: MetaLearner, data: pl.LightningDataModule, config: DictConfig, weights: Path | None
 ) -> RunResult:
     """Test the weights of a checkpoint (None: the method as it is) and gather the results."""
+    tested = {}
     if weights is not None:
-        method.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["state_dict"])
+        checkpoint = torch.load(weights, map_location="cpu", weights_only=True)
+        method.load_state_dict(checkpoint["state_dict"])
+        tested = {"checkpoint": weights.name, "step": checkpoint["global_step"]}
     # What training logged: before this process took it up, and since.
     measured = method.measured | training_measurements(trainer)
     trainer.test(method, datamodule=data, verbose=False)
@@ -299,6 +302,7 @@ def run_test(
         versions=package_versions(),
         config=plain(config),
         probes=probes,
+        tested=tested,
     )
 
 

@@ -168,8 +168,10 @@ def test_the_best_checkpoint_is_the_one_with_the_best_validation_score():
     best = torch.load("run/checkpoints/best.ckpt", weights_only=True)
     assert scores.index(min(scores)) + 1 == best["global_step"]
     assert best["global_step"] < 6, "a learning rate that high must make the last step worse than an earlier one"
+    assert result.tested == {"checkpoint": "best.ckpt", "step": best["global_step"]}
     last = run(*rough, "test_checkpoint=last", folder="other")
     assert last.episodes != result.episodes
+    assert last.tested == {"checkpoint": "last.ckpt", "step": 6}
 
 
 @pytest.mark.parametrize(

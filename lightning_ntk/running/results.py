@@ -38,6 +38,8 @@ class RunResult:
         config: the resolved config.
         probes: what callbacks measured at the test, by callback: `{"ntk": {"episodes": {metric: per-episode numbers},
             "series": {...}}}`; series hold curves, spectra and the like, in a form of the callback's own.
+        tested: the weights that were tested, `{"checkpoint": "best.ckpt", "step": 250}`, the step being the one it was
+            saved after; empty for a method without training, and in files from before it was recorded.
     """
 
     method: str
@@ -51,6 +53,7 @@ class RunResult:
     versions: dict[str, str]
     config: dict[str, Any]
     probes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    tested: dict[str, Any] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -97,6 +100,7 @@ def read_results(folder: Path) -> RunResult:
         )
     if version == 1:
         content.setdefault("probes", {})
+    content.setdefault("tested", {})
     names = {field.name for field in dataclasses.fields(RunResult)}
     missing = sorted(names - content.keys())
     if missing:
@@ -137,7 +141,7 @@ def _wrong_fields(content: dict[str, Any]) -> list[str]:
     config = content["config"] if isinstance(content["config"], dict) else {}
     right = {name: isinstance(content[name], str) for name in ("method", "data", "episode_ids")}
     right |= {"seed": isinstance(content["seed"], int)}
-    right |= {name: isinstance(content[name], dict) for name in ("task", "versions", "config")}
+    right |= {name: isinstance(content[name], dict) for name in ("task", "versions", "config", "tested")}
     right |= {name: is_dict_of(content[name], is_number) for name in ("metrics", "timings")}
     right |= {"episodes": is_scores(content["episodes"])}
     right |= {"probes": is_dict_of(content["probes"], is_probe)}

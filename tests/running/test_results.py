@@ -27,6 +27,7 @@ RESULT = RunResult(
     versions={"torch": "2"},
     config={"method": {"lr": 1e-3, "names": ["a", None]}},
     probes={"ntk": {"episodes": {"ntk/trace": [1.0, 2.0]}, "series": {"steps": [1, 2]}}},
+    tested={"checkpoint": "best.ckpt", "step": 40},
 )
 
 
@@ -39,7 +40,8 @@ def test_results_come_back_as_they_were_written(tmp_path):
 def test_the_result_has_exactly_the_published_fields(tmp_path):
     results.write_results(tmp_path, RESULT)
     published = {"schema_version", "method", "data", "seed", "metrics", "episodes", "episode_ids", "task", "timings"}
-    assert json.loads((tmp_path / "results.json").read_text()).keys() == published | {"versions", "config", "probes"}
+    published |= {"versions", "config", "probes", "tested"}
+    assert json.loads((tmp_path / "results.json").read_text()).keys() == published
 
 
 def test_results_of_version_1_are_read_without_probes(tmp_path):
@@ -47,6 +49,13 @@ def test_results_of_version_1_are_read_without_probes(tmp_path):
     del old["probes"]
     (tmp_path / "results.json").write_text(json.dumps(old))
     assert read_results(tmp_path) == dataclasses.replace(RESULT, probes={}, schema_version=1)
+
+
+def test_results_that_do_not_say_what_was_tested_are_read(tmp_path):
+    old = dataclasses.asdict(RESULT)
+    del old["tested"]
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    assert read_results(tmp_path) == dataclasses.replace(RESULT, tested={})
 
 
 def test_numbers_that_are_not_finite_are_written_as_strict_json(tmp_path):
