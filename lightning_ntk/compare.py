@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from lightning_ntk.comparison.columns import Column, further_columns
@@ -129,19 +130,31 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path} is not a folder. Give run folders, or a folder of runs.")
-        candidates = [path] if (path / FILE_NAME).exists() else sorted(file.parent for file in path.rglob(FILE_NAME))
+        candidates = [path] if (path / FILE_NAME).exists() else sorted(_folders_with(FILE_NAME, path))
         folders += [f for f in candidates if f == path or EVALUATIONS_FOLDER not in f.relative_to(path).parts]
-        for config in path.rglob(CONFIG_FILE):
-            if not (config.parent / FILE_NAME).exists() and "wandb" not in config.relative_to(path).parts:
-                can_go_on = (config.parent / "checkpoints" / "last.ckpt").exists()
-                ckpt = f"ckpt={shlex.quote(str(config.parent))} test=true"  # It may have been told not to test.
+        for folder in _folders_with(CONFIG_FILE, path):
+            if not (folder / FILE_NAME).exists() and "wandb" not in folder.relative_to(path).parts:
+                can_go_on = (folder / "checkpoints" / "last.ckpt").exists()
+                ckpt = f"ckpt={shlex.quote(str(folder))} test=true"  # It may have been told not to test.
                 advice = f"lightning-ntk train {ckpt}" if can_go_on else "stopped before its first checkpoint"
-                sys.stderr.write(f"left out: {config.parent} (without results; {advice})\n")
+                sys.stderr.write(f"left out: {folder} (without results; {advice})\n")
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
     results = [read_results(folder) for folder in folders]
     return [Entry(n, f, r) for n, f, r in zip(unique_names(folders, results), folders, results, strict=True)]
+
+
+def _folders_with(name: str, top: Path) -> Iterator[Path]:
+    """The folders at or below `top` that hold a file of this name; links are followed, each folder is visited once."""
+    visited = set()
+    for folder, below, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            below.clear()
+        elif name in files:
+            yield Path(folder)
+        visited.add(real)
 
 
 def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[str]:

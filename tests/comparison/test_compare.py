@@ -362,6 +362,18 @@ def test_runs_may_be_named_one_by_one_and_evaluations_are_not_runs(runs):
     assert [row.score for row in compare.compare([runs / "maml/evaluations/again"])] == [pytest.approx(0.1)]
 
 
+def test_links_to_runs_are_followed_and_a_run_counts_once(runs):
+    collected = Path("collected")
+    collected.mkdir()
+    for run in runs.iterdir():
+        (collected / run.name).symlink_to(run.resolve())
+        (collected / f"{run.name} again").symlink_to(run.resolve())
+    (collected / "round").symlink_to(collected.resolve())
+    expected = [(row.name, row.score, row.difference) for row in compare.compare([runs])]
+    assert [(row.name, row.score, row.difference) for row in compare.compare([collected])] == expected
+    assert len(expected) == 3
+
+
 def test_an_unfinished_run_is_named_and_left_out(runs, capsys):
     Path("all/broken").mkdir()
     Path("all/broken/config.yaml").write_text("seed: 0\n")
