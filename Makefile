@@ -35,7 +35,7 @@ $(STAMP): requirements.txt pyproject.toml
 
 install: $(STAMP)  ## Create .venv with everything, learn2learn included
 
-demo: $(STAMP)  ## Train and compare the four methods on glyphs (8 to 10 minutes on 2 cores)
+demo: $(STAMP)  ## Train and compare the four methods on glyphs (6 to 10 minutes on 2 cores)
 	@for method in $(METHODS); do \
 	  $(BIN)/lightning-ntk train experiment=demo method=$$method run_dir=$(DEMO)/$$method || exit 1; \
 	done
