@@ -85,9 +85,11 @@ def test_two_processes_train_the_parameters_that_one_trains():
         alone = run(*words, folder=f"one/{name}")
         check_same_scores(read_results(Path("two") / name), alone)
         found = parameters(f"two/{name}")
+        # The gradient of a bias before batch norm is 0 but for rounding, 1e-13 here, which Adam divides by 1e-8.
         for key, value in parameters(f"one/{name}").items():
+            atol = 1e-6 if key.endswith("bias") else 1e-9
             torch.testing.assert_close(
-                found[key], value, rtol=1e-6, atol=1e-9, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
+                found[key], value, rtol=1e-6, atol=atol, msg=lambda m, n=name, k=key: f"{n} {k}: {m}"
             )
 
 
