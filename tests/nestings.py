@@ -1,12 +1,21 @@
 """Nestings of derivatives and vmap, each a function of (network, theta, x) for three images x `[3, ...]`."""
 
 import torch
+import torch.nn.functional as F
 from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 
 
 def tangents_like(theta, count):
     torch.manual_seed(1)
     return {name: torch.randn(count, *p.shape, dtype=p.dtype) for name, p in theta.items()}
+
+
+def around(norm, theta, x, memory_format):
+    """A network: a convolution, its images in a memory layout, a norm of them, and a head."""
+    hidden = F.conv2d(x, theta["convolution"], padding=1)
+    if memory_format == "channels_last":
+        hidden = hidden.movedim(1, -1).contiguous().movedim(-1, 1)
+    return torch.tanh(norm(hidden)).square().mean((-2, -1)) @ theta["head"]
 
 
 def per_example_jacobian(network, theta, x):

@@ -60,7 +60,7 @@ def batch_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     Outside of all transforms by `F.batch_norm`, the fastest, which reverse mode alone differentiates rightly.
     """
     single = x.numel() == x.shape[1]  # One value a channel, which PyTorch refuses.
-    # A compiler cannot follow the two questions that come after that for it.
+    # The compiler is asked for first: it cannot follow the questions after it.
     if single or torch.compiler.is_compiling() or maybe_current_level() is not None or forward_ad._current_level >= 0:
         return _of_images(x, weight, bias, eps)
     return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)

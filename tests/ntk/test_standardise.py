@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nestings import NESTINGS, assert_close
+from nestings import NESTINGS, around, assert_close
 from torch.func import grad, jvp, vmap
 
 from lightning_ntk.ntk import layers
@@ -25,16 +25,13 @@ def problem(groups, memory_format):
     """Networks with the standardisation of the engine and with the definition's, theta and images."""
     torch.manual_seed(0)
     theta = {
-        "weight": torch.randn(4, 2, 3, 3, dtype=torch.float64),
+        "convolution": torch.randn(4, 2, 3, 3, dtype=torch.float64),
         "head": torch.randn(4, 3, dtype=torch.float64),
     }
     x = 3 + torch.randn(3, 2, 5, 6, dtype=torch.float64)
 
     def network(function, theta, x):
-        hidden = F.conv2d(x, theta["weight"], padding=1)
-        if memory_format == "channels_last":
-            hidden = hidden.movedim(1, -1).contiguous().movedim(-1, 1)
-        return torch.tanh(function(hidden, groups, EPS)).square().mean((-2, -1)) @ theta["head"]
+        return around(lambda hidden: function(hidden, groups, EPS), theta, x, memory_format)
 
     def ours(theta, x):
         return network(standardise, theta, x)
