@@ -53,6 +53,9 @@ class MetaLearner(pl.LightningModule):
         self.spec = spec
         self.lr = lr
         self.scores: dict[str, list[float]] = {}
+        # How the last meta-loss and its gradient were reached, by name: `meta_loss` may fill it; `training_step` logs
+        # it as `meta_gradient/NAME`.
+        self.reached: dict[str, Tensor | float] = {}
         # What the checkpoint tells of the run: plain types, so that it loads without unpickling anything else.
         self.run: dict[str, Any] = {}
         # What the run had logged when it was taken up from a checkpoint.
@@ -123,20 +126,26 @@ class MetaLearner(pl.LightningModule):
         if not isinstance(loss, Tensor) or loss.dim():
             what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ConfigError(f"{type(self).__name__}.meta_loss must return a scalar tensor, but returned {what}.")
-        of_all = self._mean_over_ranks(loss.detach())
+        of_all, reached = self._over_ranks(loss.detach())
         # Reading a value off a GPU waits for it, so there the check is made only where the loop waits anyway.
         if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
             self.check_finite(of_all)
         self.log("train/loss", of_all, batch_size=episodes.tasks, prog_bar=True)
+        self.log_dict({f"meta_gradient/{name}": value for name, value in reached.items()}, batch_size=episodes.tasks)
         return loss
 
-    def _mean_over_ranks(self, value: Tensor) -> Tensor:
-        """The mean of the ranks' values. Without the barrier of `sync_dist=True`, at which the host would wait."""
+    def _over_ranks(self, loss: Tensor) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The mean of the ranks' losses and the largest of what each has reached, by one exchange.
+
+        Without the barrier of `sync_dist=True`, at which the host would wait.
+        """
         if self.trainer.world_size == 1:
-            return value
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        return value / self.trainer.world_size
+            return loss, self.reached
+        own = torch.stack([torch.as_tensor(value).to(loss) for value in (loss, *self.reached.values())])
+        of_each = [torch.empty_like(own) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(of_each, own)
+        losses, *reached = torch.stack(of_each).unbind(1)
+        return losses.mean(), {name: values.amax() for name, values in zip(self.reached, reached, strict=True)}
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

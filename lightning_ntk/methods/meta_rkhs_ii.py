@@ -1,7 +1,5 @@
 """Meta-RKHS-II: adaptation by gradient flow in the RKHS of the network's NTK, solved in closed form."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities import rank_zero_warn
@@ -95,8 +93,6 @@ class MetaRKHSII(MetaLearner):
             outputs=spec.outputs,
             query_rows=kernel == "trace",
         )
-        # How the last meta-gradient was reached.
-        self._reached: dict[str, Any] = {}
 
     def regression_targets(self, y: Tensor) -> Tensor:
         """Real targets `[n, C]`: shifted one-hot vectors of class numbers `[n]`, or y itself in regression."""
@@ -129,15 +125,13 @@ class MetaRKHSII(MetaLearner):
                 queries_apart=chunks.queries_apart,
                 compile=self.compile_queries,
             )
-        self._reached = {"meta_gradient/tangents": float(tangents), "meta_gradient/left_out": left_out}
+        self.reached = {"tangents": float(tangents), "left_out": left_out}
         return energy.with_gradient(loss, params, gradient)
 
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
         if self.global_step == 0:
             self._say_what_costs(episodes)
-        loss = super().training_step(episodes, batch_idx)
-        self.log_dict(self._reached, batch_size=episodes.tasks)
-        return loss
+        return super().training_step(episodes, batch_idx)
 
     def _say_what_costs(self, episodes: Episode) -> None:
         n = episodes.support_x.shape[1]
