@@ -132,6 +132,13 @@ class EpisodicDataModule(pl.LightningDataModule):
                     f"episode. Make it at least {processes}."
                 )
 
+    def batch(self, split: str, indices: Sequence[int], epoch: int = 0) -> Episode:
+        """Episodes of a split as methods take them, stacked, without a trainer: on the CPU, images as floats in [0, 1].
+
+        Of a test or a validation, `epoch` is 0. Valid after `setup`.
+        """
+        return self.on_after_batch_transfer(self.draw_batch(split, [(epoch, index) for index in indices]), 0)
+
     def train_dataloader(self) -> DataLoader:
         rank, world_size = self._rank()
         self.check_shared(world_size, ["train"])

@@ -1,6 +1,6 @@
 """Meta-learning with neural tangent kernels on PyTorch Lightning.
 
-The names below are imported on first use: `lightning-ntk --help` needs no torch, only `MetaLearner` needs Lightning.
+The names below are imported on first use: `lightning-ntk --help` needs no torch.
 """
 
 import importlib
@@ -11,8 +11,10 @@ _HOMES = {
     "Episode": "lightning_ntk.episode",
     "TaskSpec": "lightning_ntk.episode",
     "MetaLearner": "lightning_ntk.methods.base",
+    "load_data": "lightning_ntk.load",
+    "load_method": "lightning_ntk.load",
 }
-__all__ = ["Episode", "MetaLearner", "TaskSpec", "__version__"]
+__all__ = ["Episode", "MetaLearner", "TaskSpec", "__version__", "load_data", "load_method"]
 
 
 def __getattr__(name: str):

@@ -50,8 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     own, overrides = split_overrides(command.overrides)
     if "run" not in own:
         raise ConfigError("run=FOLDER is missing: it names the run folder to evaluate.")
-    if own.get("checkpoint", "best") not in ("best", "last"):
-        raise ConfigError(f"checkpoint must be 'best' or 'last', but got {own['checkpoint']!r}.")
     checkpoint = run_folder.load_checkpoint(own["run"], "run", own.get("checkpoint", "best"))
     config = evaluation_config(checkpoint, overrides, command.config_folder)
     check_top_level(config)

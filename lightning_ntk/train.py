@@ -228,6 +228,11 @@ def build_data(config: DictConfig) -> pl.LightningDataModule:
 def build_method(config: DictConfig, spec: TaskSpec) -> MetaLearner:
     """The network with the seed's initial parameters, and the method around it."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    return make_method(config, spec)
+
+
+def make_method(config: DictConfig, spec: TaskSpec) -> MetaLearner:
+    """The method around its network, whose parameters are yet to be given."""
     made_for = {"input_shape": spec.input_shape, "outputs": spec.outputs, "mean": spec.mean, "std": spec.std}
     network = instantiate(config.network, "network", torch.nn.Module, **made_for)
     return instantiate(config.method, "method", MetaLearner, network=network, spec=spec)

@@ -50,6 +50,17 @@ def test_the_functions_are_used_as_the_readme_says():
     assert names["coefficients"].shape == (8,)
 
 
+def test_a_run_is_loaded_as_the_readme_says():
+    train.main([*TINY, "data=glyphs", "method=meta_rkhs_ii", "run_dir=runs/NAME", "data.queries=3"])
+    (block,) = [block for block in BLOCKS if "load_method" in block]
+    names = {}
+    exec(block, names)
+    assert names["method"].how.t == 100.0
+    assert names["episodes"].support_x.shape == (8, 25, 1, 28, 28)
+    assert names["accuracy"].shape == (8,)
+    assert names["probabilities"].shape == (15, 5)
+
+
 @pytest.mark.parametrize("name", ["demo", "omniglot", "sine"])
 @pytest.mark.parametrize("page", ["README.md", "docs/RESULTS.md"])
 def test_the_tables_are_those_of_the_result_files(name, page):

@@ -10,17 +10,16 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from lightning_ntk.comparison.figures import COLOURS
 from lightning_ntk.comparison.table import printable
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, nearest_name
+from lightning_ntk.load import load_data, load_method
 from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.running import run_folder
 from lightning_ntk.settings.paths import as_path
-from lightning_ntk.train import build_data, build_method, quiet
+from lightning_ntk.train import quiet
 
 HELP = """usage: python -m lightning_ntk.comparison.fit_figure RUN [RUN ...] [out=FILE] [tasks=2]
 
@@ -73,17 +72,14 @@ def load(folders: Sequence[str], tasks: int) -> tuple[list[tuple[str, MetaLearne
     """
     methods: list[tuple[str, MetaLearner]] = []
     for folder in folders:
-        checkpoint = run_folder.load_checkpoint(folder, "RUN", "best")
-        config = OmegaConf.create(checkpoint.config)
-        method = build_method(config, checkpoint.spec)
+        method = load_method(folder)
         check_drawable(method.spec, f"RUN {folder}")
-        method.load_state_dict(checkpoint.content["state_dict"])
-        methods.append((config.choices.method, method))
+        methods.append((method.run["config"]["choices"]["method"], method))
     names = [name for name, _ in methods]
     if len(set(names)) < len(names):  # Several runs of one method: their folders tell them apart.
         labels = [printable(f"{name} {Path(folder).name}") for folder, name in zip(folders, names, strict=True)]
         methods = [(label, method) for label, (_, method) in zip(labels, methods, strict=True)]
-    data = build_data(OmegaConf.create(run_folder.load_checkpoint(folders[0], "RUN").config))
+    data = load_data(folders[0])
     return methods, [data.draw("test", 0, index) for index in range(tasks)]
 
 

@@ -44,7 +44,16 @@ class EpisodeNetwork(nn.Module):
         self.register_buffer("std", _per_channel(std), persistent=False)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features `[n, width]` of inputs `[n, *input_shape]`: what the head sees."""
+        """Features `[n, width]` of inputs `[n, *input_shape]`: what the head sees.
+
+        Raises:
+            ConfigError: the inputs are bytes or other whole numbers, not floats.
+        """
+        if not x.is_floating_point():
+            raise ConfigError(
+                f"{type(self).__name__} takes floats, images in [0, 1], but got {x.dtype}. Divide bytes by 255, or "
+                "take episodes from a datamodule's batch(split, indices)."
+            )
         if self.mean is not None:
             x = (x - self.mean) / self.std
         return self.features(x)

@@ -75,6 +75,8 @@ def load_checkpoint(path: str, key: str, name: str = "last") -> Checkpoint:
         key: the config key that named it, for error messages.
         name: best or last; a run without validation has no best one, and its last is taken.
     """
+    if name not in ("best", "last"):
+        raise ConfigError(f"checkpoint must be 'best' or 'last', but got {name!r}.")
     file = folder = as_path(path, key)
     try:
         if folder.is_dir():

@@ -63,7 +63,7 @@ def test_what_cannot_be_drawn_is_refused(capsys):
         draw_fit(Figure().subplots(), make("maml", "classification"), None)
     run(*TINY_SINE)
     for words, reason in (
-        (["nowhere"], r"RUN=nowhere"),
+        (["nowhere"], r"run=nowhere"),
         (["run", "tasks=0"], r"tasks must be .* '0'"),
         (["run", "task=2"], r"Did you mean 'tasks'"),
         (["run", "out=fit.docx"], r"out=fit.docx"),

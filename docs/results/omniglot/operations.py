@@ -8,12 +8,8 @@ Products and convolutions in GFLOP, and what all operations read and write in GB
 import csv
 import sys
 
-import torch
-
-from datamodules.base import as_unit_floats
 from lightning_ntk.benchmark.counting import Operations, count
 from lightning_ntk.energy import meta_rkhs_ii
-from lightning_ntk.episode import Episode
 from lightning_ntk.settings.config import compose_config
 from lightning_ntk.train import build_data, build_method
 
@@ -24,7 +20,7 @@ def main(overrides: list[str]) -> None:
         config = compose_config("train", ["experiment=omniglot_speed", f"method={name}", *overrides])
         data = build_data(config)
         method = build_method(config, data.spec)
-        episodes = Episode.stack([unit_floats(data.draw("train", 0, index)) for index in range(4)])
+        episodes = data.batch("train", range(4))
         rows.append((name, count(lambda m=method, e=episodes: m.meta_loss(e).backward())))
     queries = counted(meta_rkhs_ii, "_query_part")
     method.meta_loss(episodes).backward()
@@ -32,11 +28,6 @@ def main(overrides: list[str]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("work", "gflop", "gbytes"))
     writer.writerows((name, f"{of.flop / 1e9:.2f}", f"{of.bytes / 1e9:.2f}") for name, of in rows)
-
-
-def unit_floats(episode: Episode) -> Episode:
-    support, queries = (as_unit_floats(x, torch.float32) for x in (episode.support_x, episode.query_x))
-    return Episode(support, episode.support_y, queries, episode.query_y, episode.index)
 
 
 def counted(module, name: str) -> list[tuple[int, int]]:

@@ -12,19 +12,16 @@ import sys
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from callbacks.base import episode_seed
-from datamodules.base import as_unit_floats
 from lightning_ntk.attacks.base import evaluate
 from lightning_ntk.attacks.losses import LOSSES
 from lightning_ntk.attacks.suite import Suite
 from lightning_ntk.attacks.support import pgd_through_adaptation
 from lightning_ntk.episode import Episode
+from lightning_ntk.load import load_data, load_method
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running.results import mean_and_ci95
-from lightning_ntk.running.run_folder import load_checkpoint
-from lightning_ntk.train import build_data, build_method
 
 QUERY_EPS, SUPPORT_EPS = (4 / 255, 8 / 255, 16 / 255), (8, 16)  # the latter in units of 1/255
 DIRECTIONS = 40
@@ -32,16 +29,9 @@ DIRECTIONS = 40
 
 def measure(folder: str, attack: str, episodes: int) -> dict[str, list[float]]:
     """Numbers by episode."""
-    checkpoint = load_checkpoint(folder, "run", "best")
-    config = OmegaConf.create(checkpoint.config)
-    data = build_data(config)
-    method = build_method(config, data.spec)
-    method.load_state_dict(checkpoint.content["state_dict"])
+    method, data = load_method(folder), load_data(folder)
     found: dict[str, list[float]] = {}
-    for index in range(episodes):
-        drawn = data.draw("test", 0, index)
-        support, queries = (as_unit_floats(x, torch.float32) for x in (drawn.support_x, drawn.query_x))
-        episode = Episode(support, drawn.support_y, queries, drawn.query_y, drawn.index)
+    for index, episode in enumerate(data.batch("test", range(episodes))):
         numbers = ATTACKS[attack](method, episode, episode_seed(data.eval_seed, "test", index))
         for name, value in numbers.items():
             found.setdefault(name, []).append(value)
