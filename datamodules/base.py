@@ -13,7 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from datamodules.checks.survey import SPLITS, Survey
 from lightning_ntk.episode import Episode, TaskSpec
@@ -177,17 +177,18 @@ class EpisodicDataModule(pl.LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-class EpisodeSampler(Sampler[Key]):
-    """Hands out the keys of rank r of W: indices r, r + W, r + 2W, ... below `episodes`.
+class EpisodeSampler(DistributedSampler[Key]):
+    """Hands out the keys of rank r of W: indices r, r + W, r + 2W, ... below `episodes`, none of them twice.
 
+    It is one of torch's distributed samplers by its type alone, which keeps a Trainer from sharing its keys out again.
     With `follow_epoch` the keys carry the current epoch, which Lightning sets through `set_epoch` before each epoch and
     after a restart; evaluation keeps to epoch 0, so that its episodes are always the same.
     """
 
     def __init__(self, episodes: int, rank: int, world_size: int, *, follow_epoch: bool) -> None:
+        super().__init__(range(episodes), num_replicas=world_size, rank=rank, shuffle=False)
         self.indices = range(rank, episodes, world_size)
         self.follow_epoch = follow_epoch
-        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         if self.follow_epoch:

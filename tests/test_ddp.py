@@ -105,6 +105,45 @@ def test_lightnings_own_launch_gives_one_folder():
     assert len(read_results(folder).episodes["test/mse"]) == 5
 
 
+OWN_TRAINER = """
+import sys
+import pytorch_lightning as pl
+from datamodules.sinusoid import Sinusoid
+from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.networks.mlp import MLP
+
+pl.seed_everything(0)
+data = Sinusoid(steps_per_epoch=3, val_episodes=2, test_episodes=5)
+method = MetaRKHSII(MLP((1,), 1).double(), data.spec, rank_tolerance=1e-13, lr=1e-2)
+trainer = pl.Trainer(
+    max_epochs=1, accelerator="cpu", devices=int(sys.argv[1]), strategy="ddp", precision="64-true", logger=False,
+    inference_mode=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+)
+trainer.fit(method, data)
+trainer.test(method, data, verbose=False)
+if trainer.is_global_zero:
+    print(trainer.global_step, *method.scores["mse"])
+"""
+
+
+def test_a_trainer_of_ones_own_with_lightnings_defaults_shares_the_episodes_out_once():
+    Path("own.py").write_text(OWN_TRAINER)
+    environment = {**os.environ, "PYTHONPATH": str(conf_folder().parent), "OMP_NUM_THREADS": "1"}
+    alone, together = (
+        subprocess.check_output(
+            [sys.executable, "-W", "ignore", "own.py", devices],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            timeout=280,
+        ).split()
+        for devices in ("1", "2")
+    )
+    assert together[0] == alone[0] == "3", "steps"
+    assert [float(score) for score in together] == pytest.approx([float(score) for score in alone], rel=1e-6)
+    assert len(together) == 1 + 5
+
+
 def test_synchronised_batch_norm_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match=r"sync_batchnorm.*second-order gradients do not pass"):
         train.main([*SETTINGS, "data=sinusoid", "+trainer.sync_batchnorm=true"])

@@ -50,8 +50,20 @@ def test_the_functions_are_used_as_the_readme_says():
     assert names["coefficients"].shape == (8,)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Advice of Lightning on loggers and workers.
+def test_the_parts_are_put_into_a_trainer_as_the_readme_says():
+    (block,) = [block for block in BLOCKS if "pl.Trainer" in block]
+    for many, few in (("max_epochs=6", "max_epochs=1"), ("steps_per_epoch=50", "steps_per_epoch=2, test_episodes=3")):
+        assert many in block
+        block = block.replace(many, few)
+    names = {}
+    exec(block, names)
+    assert len(names["method"].scores["accuracy"]) == 3
+    assert "ntk/condition_number" in names["trainer"].callback_metrics
+
+
 def test_a_run_is_loaded_as_the_readme_says():
-    train.main([*TINY, "data=glyphs", "method=meta_rkhs_ii", "run_dir=runs/NAME", "data.queries=3"])
+    train.main([*TINY, "data=glyphs", "network.filters=8", "run_dir=runs/NAME", "data.queries=3"])
     (block,) = [block for block in BLOCKS if "load_method" in block]
     names = {}
     exec(block, names)
