@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from lightning_ntk.ntk.flow import Approximation, GradientFlow, gradient_flow
+from lightning_ntk.ntk.jacobian import Network
 
 
 class Solution(NamedTuple):
@@ -37,6 +38,10 @@ class ClosedForm:
     coupled: bool = True
     rank_tolerance: float = 1e-6
     kernel: Literal["full", "trace"] = "full"
+
+    def seen(self, network: Network, targets: Tensor) -> Network:
+        """The network whose f(X) and H `solve` takes: the squared loss sees all outputs."""
+        return network
 
     def solve(self, kernel: Tensor, outputs: Tensor, targets: Tensor) -> Solution:
         """a = phi(H) (Y - f(X)), from H `[n C, n C]`, f(X) and real targets Y `[n, C]`."""

@@ -7,6 +7,10 @@ H = Theta(X, X). So the adapted function is f(x) + Theta(x, X) a with
 
 whose meta-gradient (`energy.meta_rkhs_ii`) needs no more than da. The k steps are taken, and differentiated, on vectors
 of n C numbers, and cost little beside the support Jacobian of a convolutional network (docs/META_RKHS_I.md).
+
+Cross-entropy does not change when a number is added to all C outputs of an example. So dl/df sums to 0 over the
+classes, and C - 1 contrasts of the outputs are all that it sees of them (`seen`): f, J, H and a above are those of the
+contrasts, with one backward pass less for each example, and the adapted function is the same.
 """
 
 import dataclasses
@@ -18,6 +22,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from lightning_ntk.energy.closed_form import Solution
+from lightning_ntk.ntk.jacobian import Network, composed
 
 # Enough for two or three digits of the largest eigenvalue, where it stands apart from the next.
 POWER_ITERATIONS = 10
@@ -34,7 +39,7 @@ class EulerSteps:
 
     Attributes:
         loss: of the support outputs `[n, C]` and targets. `F.cross_entropy` and `F.mse_loss` themselves are much
-            quicker than other functions (`slopes`).
+            quicker than other functions (`slopes`, `seen`).
         alpha: of all steps together.
         steps: k.
         step_cap: c, see `capped`; None for none.
@@ -50,14 +55,18 @@ class EulerSteps:
     rank_tolerance: float = 1e-6
     kernel = "full"
 
+    def seen(self, network: Network, targets: Tensor) -> Network:
+        """The network whose f(X) and H `solve` takes: that of the contrasts for cross-entropy of class numbers."""
+        return seen(network, self.loss, targets)
+
     def solve(self, kernel: Tensor, outputs: Tensor, targets: Tensor) -> Solution:
-        """a after k steps, from H `[n C, n C]`, f(X) `[n, C]` and the targets of the loss."""
+        """a after k steps, from H `[n C, n C]`, f(X) `[n, C]` and the targets of the loss; C is that of `seen`."""
         kernel, outputs = 0.5 * (kernel + kernel.mT).double(), outputs.double()
         targets = targets.double() if targets.is_floating_point() else targets
         largest = lambda: largest_eigenvalue(lambda u: kernel @ u, outputs.flatten())  # noqa: E731
         step = capped(self.alpha, self.steps, self.step_cap, outputs.shape[0], largest) / self.steps
 
-        slope = slopes(self.loss, targets, outputs.shape[-1])
+        slope = slopes(self.loss, targets, outputs)
         a = torch.zeros_like(outputs).flatten()
         before, curvatures = [], []
         for _ in range(self.steps):
@@ -79,8 +88,35 @@ class EulerSteps:
         return Solution(a, derivatives)
 
 
-def slopes(loss: TaskLoss, targets: Tensor, classes: int) -> Callable[[Tensor], tuple[Tensor, Curvature]]:
-    """Maps outputs `[n, C]`, C = `classes`, to dl/df there, `[n, C]`, and the derivative of that.
+def seen(network: Network, loss: TaskLoss, targets: Tensor) -> Network:
+    """The network of the numbers that a loss depends on: the C - 1 contrasts of its C outputs where that is
+    cross-entropy of class numbers, and otherwise the network itself."""
+    return composed(network, _contrasts) if _sees_contrasts(loss, targets) else network
+
+
+def seen_numbers(loss: TaskLoss, outputs: int) -> int:
+    """How many numbers a loss depends on, of so many outputs of an example; cross-entropy is that of class numbers."""
+    return outputs - 1 if loss is F.cross_entropy else outputs
+
+
+def _sees_contrasts(loss: TaskLoss, targets: Tensor) -> bool:
+    # Of targets that are probabilities only where they sum to 1, which is not looked at.
+    return loss is F.cross_entropy and not targets.is_floating_point()
+
+
+def _contrasts(outputs: Tensor) -> Tensor:
+    return outputs @ _helmert(outputs.shape[-1], outputs)
+
+
+def _helmert(classes: int, like: Tensor) -> Tensor:
+    """Orthonormal columns `[C, C - 1]` that sum to 0: the mean of the first j classes less the class after them."""
+    row = torch.arange(classes, dtype=like.dtype, device=like.device)[:, None]
+    j = row.mT[:, 1:]
+    return ((row < j).to(like.dtype) - j * (row == j)) / (j * (j + 1)).sqrt()
+
+
+def slopes(loss: TaskLoss, targets: Tensor, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Curvature]]:
+    """Maps what a loss sees of outputs, `[n, C]` as `like`, to dl/df there, `[n, C]`, and the derivative of that.
 
     Written out for the two losses of `MetaLearner.loss`, as nested derivatives of `torch.func` would take most of the
     time of a step on a few numbers.
@@ -92,12 +128,19 @@ def slopes(loss: TaskLoss, targets: Tensor, classes: int) -> Callable[[Tensor], 
             return scale * (outputs - targets), lambda u: scale * u
 
         return squared
-    if loss is F.cross_entropy and not targets.is_floating_point():
-        one_hot = targets[:, None] == torch.arange(classes, device=targets.device)
+    if _sees_contrasts(loss, targets):
+        n, classes = like.shape[0], like.shape[1] + 1
+        basis = _helmert(classes, like)
+        one_hot = (targets[:, None] == torch.arange(classes, device=targets.device)).to(like.dtype)
 
-        def cross_entropy(outputs: Tensor) -> tuple[Tensor, Curvature]:
-            n, p = outputs.shape[0], outputs.softmax(-1)
-            return (p - one_hot.to(p.dtype)) / n, lambda u: p * (u - (p * u).sum(-1, keepdim=True)) / n
+        def cross_entropy(contrasts: Tensor) -> tuple[Tensor, Curvature]:
+            p = (contrasts @ basis.mT).softmax(-1)
+
+            def curvature(u: Tensor) -> Tensor:
+                u = u @ basis.mT
+                return (p * (u - (p * u).sum(-1, keepdim=True)) / n) @ basis
+
+            return ((p - one_hot) / n) @ basis, curvature
 
         return cross_entropy
 

@@ -12,7 +12,8 @@ Its loss L(f_t(x_q), y_q) has, with delta = dL/df_t, v = J(x_q)^T delta, c = J(X
 where G is the adjoint of phi (`GradientFlow.adjoint`). The query part is here, the support part in
 `energy.support_gradient`. No query Jacobian is ever built, and reverse mode never passes through the support Jacobian.
 
-`energy.euler_steps` finds another a, for any loss, in the place of phi(H) r: b and G are then its derivatives.
+`energy.euler_steps` finds another a, for any loss, in the place of phi(H) r: b and G are then its derivatives. What the
+loss sees of the outputs (`how.seen`) then takes the place of f and J on the support; on the queries they are whole.
 """
 
 import dataclasses
@@ -75,7 +76,7 @@ def adapt(
     """
     if how.kernel == "trace":
         return trace_kernel.adapt(network, params, support_x, targets, how, pairs_at_once)
-    tangent = _solve(network, params, support_x, targets, how, pairs_at_once)[-1]
+    tangent = _solve(how.seen(network, targets), params, support_x, targets, how, pairs_at_once)[-1]
     return lambda x: adapted_outputs(network, params, tangent, x)
 
 
@@ -122,11 +123,13 @@ def meta_gradient(
 def _by_full_kernel(network, params, data, query_loss, how, work) -> MetaGradient:
     """The sums over the tasks of one chunk."""
 
+    support_network = how.seen(network, data[1])
+
     def solve_and_query(*task: Tensor) -> tuple[Tensor, Params, SupportTerms]:
-        return _solve_and_query(network, params, *task, query_loss, how, work)
+        return _solve_and_query(network, support_network, params, *task, query_loss, how, work)
 
     def support_part(x: Tensor, *terms: Tensor) -> Params:
-        return support_gradient(network, params, x, SupportTerms(*terms), work, by_rows=by_rows)
+        return support_gradient(support_network, params, x, SupportTerms(*terms), work, by_rows=by_rows)
 
     loss, of_query, terms = each_task(solve_and_query, data)
     outputs = terms.a.shape[-1] // data[0].shape[1]
@@ -183,9 +186,9 @@ def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: Ho
     return jacobian, kernel, solution, unflatten(solution.a.to(jacobian.dtype) @ jacobian, operator.params)
 
 
-def _solve_and_query(network, params, support_x, targets, query_x, query_y, query_loss, how, work):
+def _solve_and_query(network, support_network, params, support_x, targets, query_x, query_y, query_loss, how, work):
     """Loss, d<delta, f(x_q) + J(x_q) w>, and the terms of the support part, of one task."""
-    jacobian, kernel, solution, tangent = _solve(network, params, support_x, targets, how, work.pairs_at_once)
+    jacobian, kernel, solution, tangent = _solve(support_network, params, support_x, targets, how, work.pairs_at_once)
     part = _query_part_apart if work.batched and work.queries_apart else _query_part
     loss, of_query, v = part(network, params, tangent, query_x, query_y, query_loss, work)
     by_rows = how.rank_tolerance == 0 and not how.coupled

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ntk.energy import meta_rkhs_i as energy
-from lightning_ntk.energy.euler_steps import EulerSteps, capped
+from lightning_ntk.energy.euler_steps import EulerSteps, capped, seen, seen_numbers
 from lightning_ntk.energy.meta_rkhs_ii import adapt as adapt_on_kernel
 from lightning_ntk.energy.meta_rkhs_ii import meta_gradient, with_gradient
 from lightning_ntk.energy.tasks import Planner, each_task
@@ -46,8 +46,9 @@ class MetaRKHSI(MetaLearner):
             function, under the kernel at theta. 1 costs a vjp and a jvp. More are taken on the support's kernel, at the
             cost of Meta-RKHS-II's step and k small ones, or without it where it would cost more (`_by_kernel`).
         step_cap: c (ours): a step, alpha or alpha / euler_steps, is at most c * 2 n / lambda_max in each task, with
-            lambda_max of the NTK on its n support examples; below c = 1 every step is stable wherever the loss curves
-            by less than 1 in an output. None leaves alpha as it is.
+            lambda_max of the NTK on its n support examples, of what the loss sees of the outputs (for cross-entropy all
+            but their mean); below c = 1 every step is stable wherever the loss curves by less than 1 in an output. None
+            leaves alpha as it is.
         adaptation: at test, "euler" takes the functional steps that the euler energy trains for; "gradient_descent" is
             the paper's, `adapt_steps` steps of `adapt_lr` through the network. None: what the energy trains for.
         adapt_steps: the paper uses 10.
@@ -103,7 +104,7 @@ class MetaRKHSI(MetaLearner):
         self.adapt_steps = adapt_steps
         self.adapt_lr = adapt_lr
         self.coupled = couples_examples(network)
-        outputs = spec.outputs if energy == "euler" and euler_steps > 1 else 0
+        outputs = seen_numbers(self.loss, spec.outputs) if energy == "euler" and euler_steps > 1 else 0
         self.planner = Planner(tasks_per_chunk=tasks_per_chunk, coupled=self.coupled, outputs=outputs)
 
     def meta_loss(self, episodes: Episode) -> Tensor:
@@ -163,25 +164,27 @@ class MetaRKHSI(MetaLearner):
     def _by_kernel(self, examples: int) -> bool:
         """Whether the support's kernel is worth building: it makes further steps free, but a first one dear.
 
-        It takes a backward pass of an example for each of its C outputs, or of all n for each of n C where they are
-        coupled; without it, a step takes about MATRIX_FREE_PASSES passes of each example.
+        It takes a backward pass of an example for each of the C numbers that the loss sees of its outputs, or of all n
+        for each of n C where they are coupled; without it, a step takes about MATRIX_FREE_PASSES passes of each.
         """
-        passes = self.spec.outputs * (examples if self.coupled else 1)
+        passes = seen_numbers(self.loss, self.spec.outputs) * (examples if self.coupled else 1)
         return self.euler_steps > 1 and passes <= MATRIX_FREE_PASSES * self.euler_steps
 
     def _task_energy(self, network, params, support_x, support_y, query_x, query_y, pairs_at_once) -> Tensor:
         if self.energy == "literal":
             x, y = torch.cat([support_x, query_x]), torch.cat([support_y, query_y])
-            return energy.literal(network, params, x, y, self.loss, self._alpha(network, params, x, 1))
+            return energy.literal(network, params, x, y, self.loss, self._alpha(network, params, x, y, 1))
         task = (support_x, support_y, query_x, query_y)
         if self.energy == "cross":
-            return energy.cross(network, params, *task, self.loss, self._alpha(network, params, support_x, 1))
-        alpha = self._alpha(network, params, support_x, self.euler_steps)
+            return energy.cross(
+                network, params, *task, self.loss, self._alpha(network, params, support_x, support_y, 1)
+            )
+        alpha = self._alpha(network, params, support_x, support_y, self.euler_steps)
         return energy.euler(network, params, *task, self.loss, alpha, self.euler_steps, pairs_at_once=pairs_at_once)
 
-    def _alpha(self, network: Network, params: Params, x: Tensor, steps: int) -> energy.Step:
+    def _alpha(self, network: Network, params: Params, x: Tensor, y: Tensor, steps: int) -> energy.Step:
         """alpha, or what the cap leaves of it, for so many steps on inputs `[n, ...]` of one task."""
-        largest = lambda: energy.largest_ntk_eigenvalue(network, params, x)  # noqa: E731
+        largest = lambda: energy.largest_ntk_eigenvalue(seen(network, self.loss, y), params, x)  # noqa: E731
         return capped(self.alpha, steps, self.step_cap, x.shape[0], largest)
 
     def check_finite(self, loss: Tensor) -> None:
@@ -206,7 +209,7 @@ class MetaRKHSI(MetaLearner):
             pairs = self.planner.chunks(network, params, support_x[None], support_x[None]).pairs
             return adapt_on_kernel(network, params, support_x, support_y, self.steps, pairs_at_once=pairs)
         if self.adaptation == "euler":
-            alpha = self._alpha(network, params, support_x, self.euler_steps)
+            alpha = self._alpha(network, params, support_x, support_y, self.euler_steps)
             tangent = energy.euler_tangent(network, params, support_x, support_y, self.loss, alpha, self.euler_steps)
             return lambda x: adapted_outputs(network, params, tangent, x)
         adapted = params

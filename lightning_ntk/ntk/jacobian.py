@@ -55,6 +55,17 @@ def functional(module: nn.Module) -> tuple[Network, Params]:
     return network, params
 
 
+def composed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:
+    """A network followed by a function of its outputs without parameters, `[n, C]` to `[n, C']`."""
+
+    def followed(inner: Network) -> Network:
+        return lambda theta, x: function(inner(theta, x))
+
+    whole = followed(network)
+    whole.plain = followed(getattr(network, "plain", network))
+    return whole
+
+
 def in_chunks(tensor: Tensor, size: int | None, dim: int = 0) -> tuple[Tensor, ...]:
     """Cut a tensor along an axis into the fewest, equal parts of at most `size` (at least 1); None leaves it whole."""
     if size is None:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from test_meta_rkhs_i import task
 
 from lightning_ntk.energy import meta_rkhs_i, meta_rkhs_ii
-from lightning_ntk.energy.euler_steps import EulerSteps, slopes
+from lightning_ntk.energy.euler_steps import EulerSteps, seen, seen_numbers, slopes
+from lightning_ntk.ntk import empirical_ntk
 
 
 def stacked(kind, loss, count):
@@ -40,9 +41,10 @@ def test_the_meta_gradient_is_that_of_the_steps_through_the_network(kind, loss, 
             assert torch.allclose(g, e, rtol=1e-8, atol=1e-10 * max(e.abs().max() for e in expected).item())
 
 
-def test_the_cap_is_the_same_with_and_without_the_kernel():
-    network, params, sx, sy, qx, qy, loss = task("mlp", F.cross_entropy)
-    largest = meta_rkhs_i.largest_ntk_eigenvalue(network, params, sx)
+@pytest.mark.parametrize("loss", [F.cross_entropy, F.mse_loss])
+def test_the_cap_is_the_same_with_and_without_the_kernel(loss):
+    network, params, sx, sy, qx, qy, _ = task("mlp", loss)
+    largest = meta_rkhs_i.largest_ntk_eigenvalue(seen(network, loss, sy), params, sx)
     alpha = 4 * 0.3 * 2 * len(sx) / largest
     expected = meta_rkhs_i.euler(network, params, sx, sy, qx, qy, loss, alpha, 4)
     how = EulerSteps(loss, 1e6, 4, step_cap=0.3, coupled=False)
@@ -50,26 +52,63 @@ def test_the_cap_is_the_same_with_and_without_the_kernel():
     assert found.loss.item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_cross_entropy_sees_all_of_the_outputs_but_their_mean():
+    network, params, x, y, *_ = task("mlp", F.cross_entropy)
+    outputs = network(params, x)
+    n, classes = outputs.shape
+    contrasts = seen(network, F.cross_entropy, y)
+    centred = outputs - outputs.mean(-1, keepdim=True)
+    # An isometry of the centred outputs, and so of their kernel.
+    assert contrasts(params, x).shape == (n, seen_numbers(F.cross_entropy, classes)) == (n, classes - 1)
+    assert torch.allclose(contrasts(params, x) @ contrasts(params, x).T, centred @ centred.T)
+    projection = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    full = empirical_ntk(network, params, x, coupled=False)
+    expected = torch.einsum("ijcd,ce,df->ijef", full, projection, projection).movedim(2, 1).flatten(0, 1).flatten(1)
+    found = empirical_ntk(contrasts, params, x, coupled=False).movedim(2, 1).flatten(0, 1).flatten(1)
+    spectrum = torch.linalg.eigvalsh(found)
+    assert torch.allclose(spectrum, torch.linalg.eigvalsh(expected)[n:], atol=1e-9 * spectrum[-1].item())
+
+
+def test_other_losses_see_all_of_the_outputs():
+    network, _, _, y, *_ = task("mlp", F.cross_entropy)
+    for loss, targets in [(F.mse_loss, y.double()), (any_other_loss, y), (F.cross_entropy, y[:, None].double())]:
+        assert seen(network, loss, targets) is network, "probabilities need not sum to 1"
+    assert seen_numbers(F.mse_loss, 5) == seen_numbers(any_other_loss, 5) == 5
+
+
 def test_a_kernel_of_zeros_leaves_the_step_as_it_is():
-    outputs, targets = torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0, 1])
+    contrasts, targets = torch.zeros(2, 2, dtype=torch.float64), torch.tensor([0, 1])
     capped, plain = (EulerSteps(F.cross_entropy, 1.0, 5, step_cap=cap) for cap in (0.3, None))
-    kernel = torch.zeros(6, 6, dtype=torch.float64)
-    assert torch.equal(capped.solve(kernel, outputs, targets).a, plain.solve(kernel, outputs, targets).a)
+    kernel = torch.zeros(4, 4, dtype=torch.float64)
+    assert torch.equal(capped.solve(kernel, contrasts, targets).a, plain.solve(kernel, contrasts, targets).a)
 
 
 @pytest.mark.parametrize(
     "loss, targets",
     [
         (F.mse_loss, torch.randn(4, 3, dtype=torch.float64)),
-        (F.cross_entropy, torch.tensor([0, 2, 1, 0])),
         (F.cross_entropy, torch.rand(4, 3, dtype=torch.float64)),  # Probabilities, which need not sum to 1.
         (any_other_loss, torch.rand(4, 3, dtype=torch.float64)),
     ],
 )
 def test_slopes_and_curvatures_are_the_derivatives_of_the_loss(loss, targets):
-    outputs, u = torch.randn(2, 4, 3, dtype=torch.float64)
-    g, curvature = slopes(loss, targets, 3)(outputs)
-    expected = torch.func.grad(lambda at: loss(at, targets))(outputs)
-    _, along = torch.autograd.functional.hvp(lambda at: loss(at, targets), outputs, u)
-    assert torch.allclose(g, expected, rtol=1e-12)
-    assert torch.allclose(curvature(u), along, rtol=1e-12)
+    check_slopes(loss, targets, lambda outputs: outputs)
+
+
+def test_slopes_and_curvatures_of_contrasts_are_the_derivatives_of_cross_entropy():
+    targets = torch.tensor([0, 2, 1, 0])
+    basis = seen(lambda _, x: x, F.cross_entropy, targets)({}, torch.eye(3, dtype=torch.float64))
+    check_slopes(F.cross_entropy, targets, lambda contrasts: contrasts @ basis.T)
+
+
+def check_slopes(loss, targets, outputs_of):
+    """`outputs_of`: outputs of which the loss sees these numbers."""
+    network = seen(lambda _, x: x, loss, targets)
+    at = network({}, torch.randn(4, 3, dtype=torch.float64))
+    u = torch.randn_like(at)
+    g, curvature = slopes(loss, targets, at)(at)
+    expected = torch.func.grad(lambda x: loss(outputs_of(x), targets))(at)
+    _, along = torch.autograd.functional.hvp(lambda x: loss(outputs_of(x), targets), at, u)
+    assert torch.allclose(network({}, outputs_of(at)), at)
+    assert torch.allclose(g, expected, rtol=1e-10, atol=1e-14)
+    assert torch.allclose(curvature(u), along, rtol=1e-10, atol=1e-14)

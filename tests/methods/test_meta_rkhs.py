@@ -170,22 +170,22 @@ def test_meta_rkhs_i_is_the_same_for_tasks_one_by_one_and_at_once(energy):
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_cap_keeps_each_step_below_what_the_tasks_kernel_allows(steps):
-    x = next(iter(in_double(tasks("regression")))).support_x
+    task = next(iter(in_double(tasks("regression"))))
+    x, y = task.support_x, task.support_y
     method = MetaRKHSI(MLP((1,), 1).double(), SPEC, alpha=5.0, euler_steps=steps, step_cap=0.25)
     network, params = functional(method.network)
     jacobian = dense_jacobian(network, params, x)
     largest = torch.linalg.eigvalsh(jacobian @ jacobian.T)[-1].item()
-    capped = method._alpha(network, params, x, steps).item()
+    capped = method._alpha(network, params, x, y, steps).item()
     assert capped / steps == pytest.approx(0.25 * 2 * len(x) / largest, rel=1e-3)
     method.alpha = 0.5 * capped
-    assert method._alpha(network, params, x, steps).item() == pytest.approx(method.alpha)
+    assert method._alpha(network, params, x, y, steps).item() == pytest.approx(method.alpha)
     # The mean squared error curves by 2: a quarter of 2 n / lambda_max lowers the loss in every direction.
     method.alpha = 5.0
-    task = next(iter(in_double(tasks("regression"))))
-    before = method.loss(method.network(x), task.support_y)
-    assert method.loss(method.adapt(x, task.support_y)(x), task.support_y) < before
+    before = method.loss(method.network(x), y)
+    assert method.loss(method.adapt(x, y)(x), y) < before
     method.step_cap = None
-    assert method.loss(method.adapt(x, task.support_y)(x), task.support_y) > before
+    assert method.loss(method.adapt(x, y)(x), y) > before
 
 
 def test_meta_rkhs_i_adapts_as_its_energy_trains_for(monkeypatch):

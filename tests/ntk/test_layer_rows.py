@@ -9,7 +9,7 @@ from torch import nn
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.networks.resnet12 import ResNet12
-from lightning_ntk.ntk.jacobian import Jacobian, flatten, functional
+from lightning_ntk.ntk.jacobian import Jacobian, composed, flatten, functional
 from lightning_ntk.ntk.layer_rows import layer_rows
 
 SERVED = {
@@ -54,6 +54,16 @@ def test_rows_and_outputs_are_those_of_reverse_mode(name, patch_bytes, monkeypat
     assert (flatten(rows, batch_dims=2).flatten(0, 1) - expected).abs().max() < 1e-11 * expected.abs().max()
     assert torch.allclose(outputs, module(x))
     assert not outputs.requires_grad
+
+
+def test_layers_serve_a_network_that_a_function_of_its_outputs_follows():
+    network, params = functional(Conv4((1, 32, 32), 3, filters=8, norm="group").double())
+    whole = composed(network, lambda outputs: outputs[:, 1:] * outputs[:, :1])
+    x = torch.rand(4, 1, 32, 32, dtype=torch.float64)
+    rows, _ = layer_rows(whole.plain, {key: p.detach() for key, p in params.items()}, x)
+    expected = dense_jacobian(whole, params, x)
+    assert (flatten(rows, batch_dims=2).flatten(0, 1) - expected).abs().max() < 1e-11 * expected.abs().max()
+    assert torch.equal(whole(params, x), network(params, x)[:, 1:] * network(params, x)[:, :1])
 
 
 class Scaled(nn.Module):
