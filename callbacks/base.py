@@ -105,6 +105,13 @@ class ProbeCallback(pl.Callback):
 
     # ---- written once ----------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
+        if trainer.datamodule is None:
+            raise ConfigError(
+                f"callbacks.{self.name} draws its episodes from the data module, but the Trainer was given loaders. "
+                "Give it the data module itself, as trainer.fit(method, datamodule=data)."
+            )
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: MetaLearner) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return

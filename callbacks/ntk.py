@@ -83,6 +83,7 @@ class NTK(ProbeCallback):
         self._keep_initial(run.method)
 
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if not self._initial:  # Used without `train`: what the method starts from is all there is.
             self._keep_initial(pl_module)
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from callbacks import ood_figures
 from callbacks.base import Measured, ProbeCallback, Stage
 from callbacks.ood_scores import calibration_error, difference_of_sets, scores
-from callbacks.ood_targets import Targets, build_target, check_targets, fitted
+from callbacks.ood_targets import Targets, build_targets, check_targets, fitted, made_ready, with_names
 from callbacks.probing import on_device
 from lightning_ntk.corruptions import SEVERITIES, corruption
 from lightning_ntk.episode import Episode
@@ -35,9 +35,10 @@ class OutOfDistribution(ProbeCallback):
     what is measured is a task learnt from clean examples and met in worse conditions.
 
     Args:
-        targets: data sets, by their names in conf/data, or names with settings (see `ood_targets.build_target`); None
-            is digits where the run classifies images in at most 10 ways. Their episodes are those of their validation
-            split in training, where they have one, else of their test split.
+        targets: data sets, by their names in conf/data, or names with settings (see `ood_targets.build_target`) or
+            with data modules; None is digits where the run classifies images in at most 10 ways. Their episodes are
+            those of their validation split in training, where they have one, else of their test split. A Trainer of
+            one's own takes data modules alone, and None is no target there.
         corruptions: kinds of `lightning_ntk.corruptions`; None is five of them where the data are images.
         severities, fit_severities: from 1 to 5, at the test and in training.
         **cadence: see `ProbeCallback`.
@@ -74,30 +75,49 @@ class OutOfDistribution(ProbeCallback):
                     raise ConfigError(f"callbacks.ood.corruptions, callbacks.ood.severities: {error}") from error
         self.data: dict[str, pl.LightningDataModule] = {}
         self.eval_seed = 0
+        self._has_begun = False
 
     def prepare(self, run: Run) -> None:
         super().prepare(run)
-        spec, data = run.method.spec, run.data
-        classifies_images = spec.kind == "classification" and len(spec.input_shape) == 3
-        self.eval_seed = data.eval_seed
-        if self.kinds and not classifies_images:
+        targets = self.targets
+        if targets is None:
+            small = run.data.task_settings().get("ways", math.inf) <= DIGITS
+            is_it = run.config.choices.data == "digits"
+            targets = ["digits"] if _classifies_images(run.method) and small and not is_it else []
+        self._check(run.method, targets)
+        self._begin(run.data, build_targets(targets, run))
+
+    def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._has_begun:
+            return
+        targets = with_names(self.targets or [])
+        for name, given in targets:
+            if not isinstance(given, pl.LightningDataModule):
+                raise ConfigError(
+                    f"callbacks.ood.targets.{name}: `lightning-ntk` builds data sets from names and settings, but a "
+                    f"Trainer of your own needs the data modules themselves: targets={{'{name}': DATA}}."
+                )
+        self._check(pl_module, targets)
+        self._begin(trainer.datamodule, {name: made_ready(name, data, pl_module) for name, data in targets})
+
+    def _check(self, method: MetaLearner, targets: Sequence | Mapping) -> None:
+        """Decide on the corruptions; raise `ConfigError` unless something can be measured."""
+        if self.kinds and not _classifies_images(method):
             raise ConfigError(
                 "callbacks.ood.corruptions are of images in classes, but the data are not: set corruptions=[], and "
                 "callbacks.ood.targets to other data sets of the same shapes."
             )
         if self.kinds is None:
-            self.kinds = DEFAULT_CORRUPTIONS if classifies_images else ()
-        targets = self.targets
-        if targets is None:
-            fits = classifies_images and data.task_settings().get("ways", math.inf) <= DIGITS
-            targets = ["digits"] if fits and run.config.choices.data != "digits" else []
+            self.kinds = DEFAULT_CORRUPTIONS if _classifies_images(method) else ()
         if not targets and not self.kinds:
             raise ConfigError(
                 "callbacks.ood has nothing to measure: name data sets with tasks of the run's shapes, as "
                 "callbacks.ood.targets={noisy: {_target_: my_data.NoisySines}}, or leave ood out of callbacks=."
             )
-        named = targets if isinstance(targets, Mapping) else dict.fromkeys(targets)
-        self.data = {name: build_target(name, settings or {}, run) for name, settings in named.items()}
+
+    def _begin(self, source: pl.LightningDataModule, targets: dict[str, pl.LightningDataModule]) -> None:
+        self.eval_seed, self.data, self._has_begun = source.eval_seed, targets, True
 
     # ---- one task --------------------------------------------------------------------------------------------------
 
@@ -176,3 +196,7 @@ class OutOfDistribution(ProbeCallback):
         severities = curves.pop("severities")
         others = {name: self.metrics[f"ood/{name}/accuracy"] for name in self.data}
         return {"corruptions": ood_figures.over_severities(severities, curves, others)}
+
+
+def _classifies_images(method: MetaLearner) -> bool:
+    return method.spec.kind == "classification" and len(method.spec.input_shape) == 3

@@ -1,6 +1,7 @@
 """The data sets that a run is tested on out of distribution, built like its own, and fitted to its network."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, LightningNTKError, nearest_name
+from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running.run import Run
 from lightning_ntk.settings.building import instantiate
 from lightning_ntk.settings.config import compose_config, plain
@@ -19,8 +21,8 @@ LUMINANCE = (0.299, 0.587, 0.114)
 # Shares of an episode that a target takes from the run's own test, unless it says otherwise.
 SHAPE = ("ways", "shots", "queries")
 
-# Targets as the settings give them: names of data=, or names with settings.
-Targets = Sequence[str] | Mapping[str, Mapping[str, Any] | None]
+# Targets as they are given: names of data=, or names with settings or with data modules.
+Targets = Sequence[str] | Mapping[str, Mapping[str, Any] | pl.LightningDataModule | None]
 
 
 def check_targets(targets: Any) -> None:
@@ -28,10 +30,10 @@ def check_targets(targets: Any) -> None:
     settings = targets.values() if isinstance(targets, Mapping) else ()
     is_right = targets is None or (isinstance(targets, Sequence | Mapping) and not isinstance(targets, str))
     is_right = is_right and all(isinstance(name, str) for name in targets or ())
-    if not is_right or not all(isinstance(setting, Mapping | None) for setting in settings):
+    if not is_right or not all(isinstance(each, Mapping | pl.LightningDataModule | None) for each in settings):
         raise ConfigError(
             f"callbacks.ood.targets must be a list of data sets, as [digits], or {{NAME: {{data: image_folder, "
-            f"root: PATH}}}}, but got {targets!r}."
+            f"root: PATH}}}}, or in Python {{NAME: a data module}}, but got {targets!r}."
         )
     for name in targets or ():
         if name == "source" or name.startswith("corrupted_"):
@@ -41,8 +43,23 @@ def check_targets(targets: Any) -> None:
             )
 
 
+def build_targets(targets: Targets, run: Run) -> dict[str, pl.LightningDataModule]:
+    """The data modules of targets, those of names and settings built like the run's own; see `made_ready`."""
+    found = {}
+    for name, given in with_names(targets):
+        if not isinstance(given, pl.LightningDataModule):
+            given = build_target(name, given or {}, run)
+        found[name] = made_ready(name, given, run.method)
+    return found
+
+
+def with_names(targets: Targets) -> list[tuple[str, Any]]:
+    """Pairs of a name and what was given with it, or None."""
+    return list((targets if isinstance(targets, Mapping) else dict.fromkeys(targets)).items())
+
+
 def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.LightningDataModule:
-    """A target's datamodule, with the ways, shots, queries and the image shape of the run.
+    """A target's data module, with the ways, shots, queries and the image shape of the run.
 
     Args:
         name: a choice of data=, unless the settings name one by `data` (or are a whole config, with `_target_`).
@@ -51,20 +68,36 @@ def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.Lightni
     Raises:
         ConfigError: naming the target, and what is wrong with it.
     """
-    key = f"callbacks.ood.targets.{name}"
-    try:
-        own = dict(settings)
+    own = dict(settings)
+    with _naming(name):
         chosen = target_config(own.pop("data", name), own, run)
-        data = instantiate(OmegaConf.create(chosen), "data", pl.LightningDataModule)
+        return instantiate(OmegaConf.create(chosen), "data", pl.LightningDataModule)
+
+
+def made_ready(name: str, data: pl.LightningDataModule, method: MetaLearner) -> pl.LightningDataModule:
+    """A target's data, ready to draw tasks that the method can take.
+
+    Raises:
+        ConfigError: naming the target, and what is wrong with it.
+    """
+    with _naming(name):
         data.prepare_data()
         data.setup()
+    ways = data.task_settings().get("ways", data.spec.outputs)
+    check_fits(f"callbacks.ood.targets.{name}", data.spec, method.spec, ways=ways, any_ways=method.any_ways)
+    return data
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors say which target they are of."""
+    try:
+        yield
     except LightningNTKError as error:
         raise ConfigError(
-            f"{key}: {error} (A target's own settings: callbacks.ood.targets={{{name}: {{KEY: VALUE}}}}.)"
+            f"callbacks.ood.targets.{name}: {error} (A target's own settings: callbacks.ood.targets={{{name}: "
+            "{KEY: VALUE}}.)"
         ) from error
-    ways = data.task_settings().get("ways", data.spec.outputs)
-    check_fits(key, data.spec, run.method.spec, ways=ways, any_ways=run.method.any_ways)
-    return data
 
 
 def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Pictures(ProbeCallback):
         self.data = run.data
 
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         self.data = self.data or trainer.datamodule  # Used without `train`.
 
     def probe(self, method: MetaLearner, episode: Episode, stage: Stage) -> Measured:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def probed(norm, *, method=MAML, stage="test", settings=None, change=None, **opt
     torch.manual_seed(0)
     learner = method(Conv4((1, 20, 20), 3, filters=8, norm=norm), SPEC, **(settings or {}))
     callback = NTK(**options)
-    callback.setup(None, learner, "fit")
+    callback.setup(SimpleNamespace(datamodule=object()), learner, "fit")
     if change is not None:
         with torch.no_grad():
             change(learner)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from sklearn.metrics import brier_score_loss
@@ -16,11 +17,14 @@ from torch.utils.data import Dataset
 from callbacks.ood import OutOfDistribution
 from callbacks.ood_scores import calibration_error, difference_of_sets, scores
 from callbacks.ood_targets import as_shape, target_config
-from lightning_ntk import evaluate
+from datamodules.digits import Digits
+from datamodules.glyphs import Glyphs
+from lightning_ntk import evaluate, load_data, load_method
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.running.results import mean_and_ci95, read_results
 from lightning_ntk.running.run import Run
@@ -174,6 +178,64 @@ def test_what_cannot_be_measured_is_said_before_training(settings, words, messag
     with pytest.raises(ConfigError, match=message):
         run(*settings, "callbacks=ood", *words)
     assert not Path("run").exists()
+
+
+def plain_trainer(*callbacks):
+    return pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        inference_mode=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning")
+def test_a_trainer_of_ones_own_gets_the_same_numbers():
+    expected = run(*TINY_GLYPHS, "method=maml", "callbacks=ood", "callbacks.ood.test_episodes=4")
+    method, data = load_method("run"), load_data("run")
+    shown = OutOfDistribution(targets={"digits": Digits(ways=3, shots=1, queries=2)}, test_episodes=4)
+    plain_trainer(shown).test(method, data, verbose=False)
+    found = expected.probes["ood"]["episodes"]
+    assert len([name for name in found if "/severity_" in name]) == 25, "five corruptions by default, five times"
+    assert shown.episodes == found
+    plain_trainer(shown).fit(method, data)
+    assert shown.stage == "fit"
+    assert 0 <= shown.metrics["ood/digits/accuracy"] <= 1
+
+
+@pytest.fixture
+def untrained():
+    """A method, and its data."""
+    data = Glyphs(ways=3, shots=1, queries=2, val_episodes=2, test_episodes=4, steps_per_epoch=2)
+    data.prepare_data()
+    data.setup()
+    return MAML(Conv4(data.spec.input_shape, 3, filters=8, mean=None, std=None), data.spec), data
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": ["digits"]}, r"targets\.digits: .*a Trainer of your own needs the data modules.*{'digits': DATA}"),
+        ({"targets": {"digits": {"shots": 1}}}, r"targets\.digits: .*needs the data modules"),
+        ({"corruptions": []}, "callbacks.ood has nothing to measure"),
+        ({"targets": {"digits": Digits(ways=4, queries=2)}}, r"digits: the network has 3 outputs.*4 ways"),
+        ({"targets": {"digits": Digits(ways=12)}}, r"targets\.digits: .*12.* classes"),
+    ],
+)
+def test_a_trainer_of_ones_own_says_what_it_cannot_measure(settings, message, untrained):
+    method, data = untrained
+    with pytest.raises(ConfigError, match=message):
+        plain_trainer(OutOfDistribution(**settings)).test(method, data)
+
+
+def test_loaders_alone_are_not_enough_for_a_probe(untrained):
+    method, data = untrained
+    with pytest.raises(ConfigError, match=r"callbacks\.ood draws .* trainer\.fit\(method, datamodule=data\)"):
+        plain_trainer(OutOfDistribution()).test(method, data.test_dataloader())
 
 
 def linear(kind):
