@@ -43,14 +43,15 @@ def main(argv: list[str] | None = None) -> int:
         from lightning_ntk.settings.arguments import parse_command
 
         return guarded(lambda: parse_command(name, rest))
-    keep_freed_memory()
     return guarded(lambda: importlib.import_module(f"lightning_ntk.{MODULES.get(name, name)}").main(rest))
 
 
 def guarded(command: Callable[[], object]) -> int:
-    """Run a command; an error that the user can act on becomes one line and its status."""
+    """Run a command, also one that was started as `python -m lightning_ntk.train`, as torchrun and W&B's agents do; an
+    error that the user can act on becomes one line and its status."""
     from lightning_ntk.errors import LightningNTKError
 
+    keep_freed_memory()
     try:
         command()
     except LightningNTKError as error:

@@ -1,11 +1,11 @@
 """Freed memory stays with the process."""
 
+import runpy
 import subprocess
 import sys
 
 import pytest
 
-from lightning_ntk import cli
 from lightning_ntk.running import allocation
 
 # Blocks like the activations of a step, again and again: page faults of the last round.
@@ -41,8 +41,14 @@ def test_another_allocator_is_left_alone(monkeypatch):
     assert not allocation.keep_freed_memory()
 
 
-def test_every_command_runs_with_it(monkeypatch):
+@pytest.mark.parametrize(
+    "words", [["lightning_ntk.cli", "benchmark"], ["lightning_ntk.train"], ["lightning_ntk.benchmark"]]
+)
+def test_every_command_runs_with_it_however_it_is_started(words, monkeypatch):
     called = []
-    monkeypatch.setattr("lightning_ntk.cli.keep_freed_memory", lambda: called.append(True))
-    cli.main(["benchmark", "--help"])
+    monkeypatch.setattr("lightning_ntk.running.allocation.keep_freed_memory", lambda: called.append(True))
+    monkeypatch.delitem(sys.modules, "lightning_ntk.cli")  # Takes the function from there when it is imported.
+    monkeypatch.setattr(sys, "argv", [words[0], *words[1:], "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module(words[0], run_name="__main__")
     assert called
