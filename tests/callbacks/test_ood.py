@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from plain_trainer import plain_trainer
 from sklearn.metrics import brier_score_loss
 from test_evaluate import write_images
 from test_train import TINY, TINY_SINE, rows, run
@@ -178,19 +178,6 @@ def test_what_cannot_be_measured_is_said_before_training(settings, words, messag
     with pytest.raises(ConfigError, match=message):
         run(*settings, "callbacks=ood", *words)
     assert not Path("run").exists()
-
-
-def plain_trainer(*callbacks):
-    return pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        inference_mode=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
 
 
 @pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning")

@@ -1,8 +1,8 @@
 """Methods under a Trainer of one's own, without the command line: checkpoints that no run wrote."""
 
 import pytest
-import pytorch_lightning as pl
 import torch
+from plain_trainer import plain_trainer
 from test_contract import METHODS, tasks
 
 from lightning_ntk.episode import TaskSpec
@@ -19,19 +19,6 @@ def batches():
     return torch.utils.data.DataLoader([tasks("regression") for _ in range(3)], batch_size=None)
 
 
-def trainer(folder, epochs):
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        inference_mode=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-
-
 @pytest.mark.parametrize("name", ["meta_rkhs_ii", "meta_rkhs_i", "reptile", "maml"])
 def test_a_checkpoint_is_gone_on_with_tested_and_loaded(name, tmp_path):
     def method(seed):
@@ -39,25 +26,25 @@ def test_a_checkpoint_is_gone_on_with_tested_and_loaded(name, tmp_path):
         return METHODS[name](MLP((1,), 1), SPEC)
 
     trained = method(0)
-    first = trainer(tmp_path, 1)
+    first = plain_trainer()
     first.fit(trained, batches())
     first.save_checkpoint(tmp_path / "model.ckpt")
     (scores,) = first.test(trained, batches(), verbose=False)
 
-    (found,) = trainer(tmp_path, 1).test(method(1), batches(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
+    (found,) = plain_trainer().test(method(1), batches(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
     assert found == scores
-    onward, whole = trainer(tmp_path, 2), method(0)
+    onward, whole = plain_trainer(epochs=2), method(0)
     again = method(1)
     onward.fit(again, batches(), ckpt_path=tmp_path / "model.ckpt")
     assert onward.global_step == 6
-    trainer(tmp_path, 2).fit(whole, batches())
+    plain_trainer(epochs=2).fit(whole, batches())
     for p, q in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
 def test_a_method_is_loaded_with_its_network_given(tmp_path):
     method = MetaRKHSII(MLP((1,), 1), SPEC)
-    first = trainer(tmp_path, 1)
+    first = plain_trainer()
     first.fit(method, batches())
     first.save_checkpoint(tmp_path / "model.ckpt")
     for lr in (1e-2, 1e-3):  # Another learning rate is nothing that the checkpoint could object to.
