@@ -1,6 +1,5 @@
 """Freed memory stays with the process."""
 
-import runpy
 import subprocess
 import sys
 
@@ -41,14 +40,22 @@ def test_another_allocator_is_left_alone(monkeypatch):
     assert not allocation.keep_freed_memory()
 
 
+# Starts a module as `python -m` does, with the given words, and says when memory is asked to be kept.
+START = """
+import runpy
+import sys
+from lightning_ntk.running import allocation
+
+allocation.keep_freed_memory = lambda: print("kept")
+sys.argv = sys.argv[1:] + ["--help"]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize(
     "words", [["lightning_ntk.cli", "benchmark"], ["lightning_ntk.train"], ["lightning_ntk.benchmark"]]
 )
-def test_every_command_runs_with_it_however_it_is_started(words, monkeypatch):
-    called = []
-    monkeypatch.setattr("lightning_ntk.running.allocation.keep_freed_memory", lambda: called.append(True))
-    monkeypatch.delitem(sys.modules, "lightning_ntk.cli")  # Takes the function from there when it is imported.
-    monkeypatch.setattr(sys, "argv", [words[0], *words[1:], "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_module(words[0], run_name="__main__")
-    assert called
+def test_every_command_runs_with_it_however_it_is_started(words):
+    command = [sys.executable, "-W", "ignore", "-c", START, *words]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("kept")
