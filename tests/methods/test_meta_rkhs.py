@@ -188,6 +188,19 @@ def test_the_cap_keeps_each_step_below_what_the_tasks_kernel_allows(steps):
     assert method.loss(method.adapt(x, y)(x), y) > before
 
 
+def test_the_cap_is_by_the_kernel_of_what_cross_entropy_sees():
+    task = next(iter(in_double(tasks("classification"))))
+    spec = TaskSpec("classification", (1, 32, 32), 3)
+    method = MetaRKHSI(Conv4((1, 32, 32), 3, filters=8, norm="none").double(), spec, alpha=1e9, step_cap=0.25)
+    network, params = functional(method.network)
+    jacobian = dense_jacobian(network, params, task.support_x).unflatten(0, (-1, 3))
+    both = jacobian.flatten(0, 1), (jacobian - jacobian.mean(1, keepdim=True)).flatten(0, 1)
+    largest = [torch.linalg.eigvalsh(j @ j.T)[-1].item() for j in both]
+    assert largest[1] < 0.97 * largest[0], "the mean of the outputs matters here"
+    capped = method._alpha(network, params, task.support_x, task.support_y, 1).item()
+    assert capped == pytest.approx(0.25 * 2 * len(task.support_x) / largest[1], rel=1e-2)
+
+
 def test_meta_rkhs_i_adapts_as_its_energy_trains_for(monkeypatch):
     adaptations = {energy: MetaRKHSI(MLP((1,), 1), SPEC, energy=energy).adaptation for energy in ("euler", "literal")}
     assert adaptations == {"euler": "euler", "literal": "gradient_descent"}
@@ -205,9 +218,10 @@ def test_meta_rkhs_i_adapts_as_its_energy_trains_for(monkeypatch):
 @pytest.mark.parametrize(
     ("norm", "examples", "steps", "by_kernel"),
     [
-        ("group", 25, 10, True),  # A backward pass for each of 5 outputs.
-        ("batch", 5, 10, True),  # 25 passes over the 5 examples, against 10 steps of about 9.
-        ("batch", 25, 10, False),  # 125 passes over the 25.
+        ("group", 25, 10, True),  # Four backward passes: cross-entropy does not see the mean of 5 outputs.
+        ("batch", 5, 10, True),  # 20 passes over the 5 examples, against 10 steps of about 9.
+        ("batch", 25, 10, False),  # 100 passes over the 25, four for each example of five outputs.
+        ("batch", 25, 12, True),
         ("batch", 5, 1, False),
     ],
 )
