@@ -174,7 +174,12 @@ class EpisodicDataModule(pl.LightningDataModule):
         )
 
     def _rank(self) -> tuple[int, int]:
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        """The trainer's; without one, those of the process group that Fabric or a program of one's own has made."""
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
 
 
 class EpisodeSampler(DistributedSampler[Key]):

@@ -166,11 +166,13 @@ class ImageDataModule(EpisodicDataModule):
     # ---- written once ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        if self._stores:
-            if self._rank()[1] > 1:  # A trainer's call: the first, before the network is built, knows of no ranks.
-                for store in self._stores.values():
-                    store.share(self.cache_dir)
-            return
+        if not self._stores:
+            self._read_stores()
+        if self._rank()[1] > 1:  # `lightning-ntk train` sets up before it knows of ranks; its Trainer does so again.
+            for store in self._stores.values():
+                store.share(self.cache_dir)
+
+    def _read_stores(self) -> None:
         splits = self._read_splits()
         for finding in missing_splits(splits, self.trains):
             raise DataError(finding)

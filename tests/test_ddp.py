@@ -22,7 +22,8 @@ EXACT = ["method.rank_tolerance=1e-13"]
 WITHOUT_TRAINING = ("from_scratch", "nearest_centroid")
 # What both ranks run: all methods in one pair of processes, since starting one takes longer than five steps.
 RANK = """
-import sys
+import atexit, sys, torch
+atexit.register(lambda: torch.distributed.is_initialized() and sys.stderr.write("a process group is left"))  # Last.
 from lightning_ntk import train
 for line in sys.stdin.read().splitlines():
     train.main(line.split("\\t"))
@@ -55,6 +56,7 @@ def train_by_two(lines):
         rank.stdin = None
     errors = [rank.communicate(timeout=280)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert not any("a process group is left" in error for error in errors)
 
 
 def check_same_scores(together, alone):

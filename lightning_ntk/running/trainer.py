@@ -1,11 +1,13 @@
 """Lightning's Trainer, with what this framework decides for it."""
 
+import atexit
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -52,6 +54,12 @@ def check_numbers(settings: dict[str, Any]) -> None:
         raise ConfigError(f"trainer.log_every_n_steps must be at least 1, but got {every}.")
 
 
+def end_process_group() -> None:
+    """Lightning ends NCCL's group when Python exits, and not gloo's, whose threads can abort a process that is over."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def build_trainer(
     config: DictConfig, data: pl.LightningDataModule, folder: Path, loggers: list, callbacks: list
 ) -> pl.Trainer:
@@ -94,6 +102,7 @@ def build_trainer(
         reason = str(error).strip().split("\n")[0]
         asked = f"trainer.accelerator={settings.get('accelerator')}, trainer.devices={devices}"
         raise ConfigError(f"trainer settings: {reason} ({asked}, see trainer.*)") from error
+    atexit.register(end_process_group)
     # Lightning counts the GPUs; on CPUs it would start any number of processes.
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
         raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")

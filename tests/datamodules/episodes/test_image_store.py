@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from datamodules.episodes import image_store
 from datamodules.episodes.image_store import ImageStore, check_images, gather
 from datamodules.files import storage
+from datamodules.from_arrays import FromArrays
 from lightning_ntk.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -284,6 +286,21 @@ def test_a_shared_store_is_the_same_and_finds_its_file_again(tmp_path, monkeypat
     few = ImageStore({"a": images[:, :, :4, :4]})
     few.share(tmp_path)
     assert few._file is None
+
+
+def test_a_first_setup_that_knows_of_ranks_shares(tmp_path, monkeypatch):
+    """A Trainer of one's own, which sets up once; or a process group that was made before."""
+    monkeypatch.setattr(image_store, "SHARED_FROM", 1000)
+    monkeypatch.setenv("LIGHTNING_NTK_CACHE", str(tmp_path))
+    images = random_images(20, (3, 20, 20))
+    splits = {
+        "train": {"a": images[:5], "b": images[5:10]},
+        "test": {"c": images[10:15], "d": images[15:]},
+    }
+    data = FromArrays(splits=splits, ways=2, shots=1, queries=2)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    data.setup("fit")
+    assert len(list(tmp_path.glob("images-*/images.npy"))) == 2
 
 
 @pytest.mark.parametrize("length", [0, 60, 5000])
