@@ -84,11 +84,13 @@ def _why(rows: Sequence[Row], prefix: str) -> str:
 
 def _steps(table: Table, goals: dict[str, float]) -> list[Figure]:
     norm = table.title.rpartition("=")[2]
-    pairs = (
+    pairs = [
         (steps.RKHS_II, steps.MAML, "rkhs_ii"),
         (steps.RKHS_II_INF, steps.MAML, "rkhs_ii"),
         (steps.RKHS_I, steps.FOMAML, "rkhs_i"),
-    )
+    ]
+    measured = {row.work for row in table.rows}
+    pairs += [(ours, steps.LAST[name], key) for ours, name, key in pairs if steps.LAST[name] in measured]
     found = []
     for ours, theirs, key in pairs:
         a, b = table.row(ours), table.row(theirs)

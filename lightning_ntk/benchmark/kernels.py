@@ -25,14 +25,15 @@ def make_kernels(problem: Problem, slow: bool = True) -> list[Work]:
         slow: with the NTK-vector products, whose cost grows as n^2.
     """
     x = problem.episodes.support_x  # [T, n, ...]
+    theirs = problem.in_default_layout()  # In which torch.func is the faster.
     works = {OURS: lambda: torch.stack([ours(problem, task) for task in x])}
     if len(x) > 1:
         works[OURS_VMAP] = lambda: vmap(lambda task: ours(problem, task))(x)
-        works[CONTRACTION] = lambda: vmap(lambda task: contraction(problem, task))(x)
+        works[CONTRACTION] = lambda: vmap(lambda task: contraction(theirs, task))(x)
     else:
-        works[CONTRACTION] = lambda: contraction(problem, x[0])[None]
+        works[CONTRACTION] = lambda: contraction(theirs, x[0])[None]
     if slow:
-        works[PRODUCTS] = lambda: torch.stack([products(problem, task) for task in x])
+        works[PRODUCTS] = lambda: torch.stack([products(theirs, task) for task in x])
     return [Work(name, run, tasks=len(x)) for name, run in works.items()]
 
 

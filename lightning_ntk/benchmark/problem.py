@@ -27,6 +27,12 @@ class Problem:
     episodes: Episode
     spec: TaskSpec
 
+    def in_default_layout(self) -> "Problem":
+        """The same with a network that leaves images in PyTorch's default layout: that of the peers' own examples."""
+        network = copy.deepcopy(self.network)
+        network.channels_last = False
+        return dataclasses.replace(self, network=network)
+
     def method(self, name: str, **settings: Any) -> MetaLearner:
         """A method of conf/method with its defaults, and these settings over them, on a network of its own."""
         config = OmegaConf.load(conf_folder() / "method" / f"{name}.yaml")

@@ -19,6 +19,8 @@ META_LR = 1e-3
 
 RKHS_I, RKHS_II, RKHS_II_INF = "Meta-RKHS-I", "Meta-RKHS-II", "Meta-RKHS-II, t = inf"
 MAML, FOMAML = "learn2learn MAML", "learn2learn FOMAML"
+# On a CPU: on our network, which has images with their channels last, and not in the layout of learn2learn's examples.
+LAST = {name: f"{name}, channels last" for name in (MAML, FOMAML)}
 COMPILED = {name: f"{name}, compiled" for name in (RKHS_II, RKHS_I)}
 PASS = "forward and backward, all images"
 
@@ -27,12 +29,13 @@ def make_step(name: str, problem: Problem, *, compile: bool = False) -> Work:
     """The meta-step of a method, by its name above, as a work on the problem's tasks. `compile` is for our own."""
     if name == PASS:
         return _work(name, problem, network := copy.deepcopy(problem.network), _plain_pass(network, problem))
-    if name in (MAML, FOMAML):
+    if name in LAST or name in LAST.values():
         try:
             algorithm = learn2learn_algorithm("MAML")
         except MissingDependencyError as error:
             return Work(name, absent=str(error))
-        learner = algorithm(copy.deepcopy(problem.network), lr=INNER_LR, first_order=name == FOMAML)
+        network = copy.deepcopy((problem.in_default_layout() if name in LAST else problem).network)
+        learner = algorithm(network, lr=INNER_LR, first_order=name in (FOMAML, LAST[FOMAML]))
         return _work(name, problem, learner, _learn2learn_loss(learner, problem))
     # The ridge is for kernels without full rank, which have no t = inf; it changes no cost.
     settings = {"t": float("inf"), "ridge": 1e-6} if name == RKHS_II_INF else {}

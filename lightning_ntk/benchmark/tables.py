@@ -61,9 +61,12 @@ def _kept(work: Work, results: dict[str, Tensor]) -> Work:
 
 
 def steps_table(settings: Settings, report: Report, norm: str = "none") -> Table:
-    """Meta-steps of both methods, of learn2learn's MAML and FOMAML, and the plain pass over all images."""
+    """Meta-steps of both methods, of learn2learn's MAML and FOMAML, and the plain pass over all images; on a CPU those
+    of learn2learn also with images in the layout in which our networks have them."""
     problem = make_problem(settings, norm=norm)
-    names = (steps.RKHS_II, steps.RKHS_II_INF, steps.RKHS_I, steps.MAML, steps.FOMAML, steps.PASS)
+    names = [steps.RKHS_II, steps.RKHS_II_INF, steps.RKHS_I, steps.MAML, steps.FOMAML, steps.PASS]
+    if settings.device == "cpu":
+        names += steps.LAST.values()
     works = [steps.make_step(name, problem) for name in names]
     repeats = 1 if norm == "batch" else settings.repeats
     timings = interleave(works, repeats, settings.limit_s, settings.device, report)

@@ -24,9 +24,13 @@ class EpisodeNetwork(nn.Module):
         couples_examples: True where an example's output depends on the rest of its batch (batch statistics). The
             Jacobian of such a network is that of the whole batch, and its predictions are transductive. A network
             without this attribute is taken to couple them.
+        channels_last: whether images go on with their channels last in memory on a CPU, where oneDNN's convolutions
+            (and all that keeps the layout after them) take less time so; Inductor's compiled ones take more. For
+            networks that begin with a convolution.
     """
 
     couples_examples: bool = False
+    channels_last: bool = False
 
     def __init__(
         self,
@@ -56,6 +60,9 @@ class EpisodeNetwork(nn.Module):
             )
         if self.mean is not None:
             x = (x - self.mean) / self.std
+        if self.channels_last and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            # What contiguous(memory_format=torch.channels_last) does, which vmap does not take.
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1)
         return self.features(x)
 
     def forward(self, x: Tensor) -> Tensor:

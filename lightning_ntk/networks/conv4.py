@@ -27,6 +27,8 @@ class Conv4(EpisodeNetwork):
         mean, std: per-channel input statistics.
     """
 
+    channels_last = True
+
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -37,6 +37,8 @@ class ResNet12(EpisodeNetwork):
         mean, std: per-channel input statistics.
     """
 
+    channels_last = True
+
     def __init__(
         self,
         input_shape: Sequence[int],

@@ -36,7 +36,7 @@ def test_quick_measures_prints_and_writes(capsys):
     absent = rows_of(content, "kernel")["neural-tangents, structured derivatives"]
     assert absent["seconds"] is None
     assert absent["note"] == "not measured: left out by peers=none"
-    for name in (steps.RKHS_II, steps.RKHS_II_INF, steps.RKHS_I, steps.MAML, steps.FOMAML):
+    for name in (steps.RKHS_II, steps.RKHS_II_INF, steps.RKHS_I, *steps.LAST, *steps.LAST.values()):
         row = rows_of(content, "steps")[name]
         assert row["ratio"] > 0, row
         assert row["gflop"] > rows_of(content, "steps")[steps.PASS]["gflop"]
@@ -92,6 +92,8 @@ def made_up(device):
     kernel += [Row("neural-tangents, a", 10.0), Row("neural-tangents, b", 20.0)]
     step = [Row(steps.RKHS_II, 3.0, gflop=2.0), Row(steps.RKHS_II_INF, 2.0), Row(steps.RKHS_I, 1.0)]
     step += [Row(steps.MAML, 2.0, gflop=1.0), Row(steps.FOMAML, 1.0), Row(steps.PASS, 1.0)]
+    if device == "cpu":
+        step += [Row(steps.LAST[steps.MAML], 1.0, gflop=1.0), Row(steps.LAST[steps.FOMAML], 0.5)]
     memory = [Row(steps.RKHS_II, mib=10.0), Row(steps.MAML, mib=20.0)]
     shots = [Row("", 1.0), Row("", 5.0), Row("", 1.0), Row("", 25.0)]
     sizes = 3 if device == "cpu" else 6
@@ -134,6 +136,11 @@ def test_the_figures_are_read_off_the_right_rows(device):
         "resnet12, norm=none: Meta-RKHS-II over MAML": (4.0, None),
         "Data time over a meta-step of Meta-RKHS-II": (0.02 if cpu else 1e-7, 0.02),
     }
+    if cpu:
+        expected |= {
+            "Meta-step, norm=none: Meta-RKHS-II over MAML, channels last": (3.0, 1.3),
+            "Meta-step, norm=none: Meta-RKHS-I over FOMAML, channels last": (2.0, 1.5),
+        }
     if not cpu:
         expected["Episodes a second: images gathered on the GPU"] = (1e5, 2e4)
         expected["Support NTK, tasks at once: ours over torch.func's best"] = (0.25, 0.5)

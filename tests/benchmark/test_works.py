@@ -68,7 +68,9 @@ def weights(work):
     return module
 
 
-@pytest.mark.parametrize("name", [steps.RKHS_II, steps.RKHS_II_INF, steps.RKHS_I, steps.MAML, steps.FOMAML, steps.PASS])
+@pytest.mark.parametrize(
+    "name", [steps.RKHS_II, steps.RKHS_II_INF, steps.RKHS_I, *steps.LAST, *steps.LAST.values(), steps.PASS]
+)
 def test_a_step_moves_the_weights_and_reset_takes_it_back(name, problem):
     work = steps.make_step(name, problem)
     module = weights(work)
@@ -148,8 +150,10 @@ def test_learn2learn_takes_five_inner_steps_and_second_order_only_in_maml(proble
             total = [t + g / 2 for t, g in zip(total, grads, strict=True)]
         return total
 
-    for name, first_order in ((steps.MAML, False), (steps.FOMAML, True)):
+    for name in (*steps.LAST, *steps.LAST.values()):
+        first_order = "FOMAML" in name
         work = steps.make_step(name, problem)
+        assert weights(work).module.channels_last is (name not in steps.LAST)
         work.run()
         found = [p.grad for p in weights(work).parameters()]
         for a, b in zip(found, gradient(first_order), strict=True):

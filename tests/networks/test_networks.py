@@ -6,6 +6,7 @@ import torch
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
+from lightning_ntk.networks.resnet12 import ResNet12
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
@@ -37,6 +38,27 @@ def test_the_input_is_normalised_by_the_given_statistics():
     x = torch.rand(4, 2, 1, 1)
     statistics = torch.tensor([0.5, 0.2]).view(2, 1, 1), torch.tensor([0.1, 2.0]).view(2, 1, 1)
     assert torch.allclose(normalised(x), plain((x - statistics[0]) / statistics[1]))
+
+
+@pytest.mark.parametrize("network", [Conv4((3, 28, 28), 5, norm="none"), ResNet12((3, 16, 16), 5, width=4)])
+def test_convolutions_get_images_with_their_channels_last_on_a_cpu(network):
+    layouts = []
+    first = next(layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d))
+    first.register_forward_pre_hook(
+        lambda layer, inputs: layouts.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    x = torch.rand(6, *((3, 28, 28) if isinstance(network, Conv4) else (3, 16, 16)))
+    outputs = network(x)
+    network.channels_last = False
+    assert torch.allclose(outputs, network(x), atol=1e-5)
+    assert layouts == [True, False]
+
+
+def test_tasks_at_once_get_the_layout_too():
+    torch.manual_seed(0)
+    network = Conv4((3, 28, 28), 5, norm="none").double()
+    x = torch.rand(2, 3, 3, 28, 28, dtype=torch.float64)
+    assert torch.allclose(torch.func.vmap(network)(x), torch.stack([network(task) for task in x]), atol=1e-12)
 
 
 @pytest.mark.parametrize(
