@@ -33,7 +33,7 @@ class MetaLearner(pl.LightningModule):
         lr: meta learning rate of Adam.
 
     After each validation or test loop, `self.scores` holds the per-episode scores of the whole loop, gathered over all
-    ranks and ordered by episode index: `{"accuracy": [...], "loss": [...]}` (regression: `{"mse": [...]}`).
+    ranks and ordered by episode index: `{"accuracy": [...]}` (regression: `{"mse": [...]}`).
     """
 
     # False where the method's training needs no steps (a reference point): `train` then goes straight to testing.

@@ -29,6 +29,17 @@ def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
             raise ConfigError(f"network: layer {name} ({type(layer).__name__}) {what}.")
 
 
+def check_is_not_scripted(network: nn.Module) -> None:
+    """Raise `ConfigError` for layers that TorchScript runs: the engine cannot put its norms into the place of theirs,
+    whose derivatives come out wrong (see `ntk.norms`)."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"network: {name or 'all of it'} is scripted, and the engine cannot see into it. Give the module as it "
+                "was before torch.jit.script or torch.jit.trace."
+            )
+
+
 def _dropout(layer: nn.Module) -> float:
     """The probability with which a layer in training drops numbers."""
     if isinstance(layer, WITH_DROPOUT):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import norms
 from lightning_ntk.ntk.convolution import convolve, geometry_of
 from lightning_ntk.ntk.pooling import Window, max_pool
@@ -61,6 +62,38 @@ def _as_standardise(input, num_groups, weight=None, bias=None, eps=1e-5):
     return result if weight is None else torch.addcmul(bias.view(-1, 1, 1), result, weight.view(-1, 1, 1))
 
 
+def _as_layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    return norms.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def _as_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
+    return norms.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _as_instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
+    return norms.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _as_prelu(input, weight):
+    slope = weight if weight.numel() == 1 else weight.view(-1, *[1] * (input.dim() - 2))
+    return torch.where(input > 0, input, slope * input)
+
+
+def _as_glu(input, dim=-1):
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def _refuse(replacement: str):
+    def refuse(*args, **kwargs):
+        raise ConfigError(
+            f"The network calls a norm by a function of PyTorch's whose derivatives come out wrong here. Call "
+            f"{replacement} instead."
+        )
+
+    return refuse
+
+
 def _pair(value) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
@@ -75,4 +108,12 @@ _SERVED = {
     F.batch_norm: norms.batch_norm,
     F.layer_norm: norms.layer_norm,
     F.instance_norm: norms.instance_norm,
+    torch.layer_norm: _as_layer_norm,
+    torch.batch_norm: _as_batch_norm,
+    torch.instance_norm: _as_instance_norm,
+    torch.native_layer_norm: _refuse("F.layer_norm"),
+    torch.native_batch_norm: _refuse("F.batch_norm"),
+    # And of these, forward-mode derivatives have no reverse mode, or fail under vmap.
+    torch.prelu: _as_prelu,
+    F.glu: _as_glu,
 }

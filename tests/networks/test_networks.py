@@ -70,6 +70,7 @@ def test_tasks_at_once_get_the_layout_too():
         ((1, 28, 28), {"filters": 0}, "network.filters"),
         ((1, 28, 28), {"downsample": "crop"}, "network.downsample"),
         ((1, 12, 12), {"downsample": "pool"}, "network.downsample"),
+        ((1, 16, 16), {"norm": "group", "filters": 8}, "network.filters=8 makes a constant of block 4"),
     ],
 )
 def test_conv4s_bad_settings_name_their_key(shape, settings, key):

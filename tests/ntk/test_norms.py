@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.func import jvp
 
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.normalisation import BatchStatistics
 from lightning_ntk.ntk.jacobian import functional
 
@@ -21,7 +22,26 @@ NORMS = {
     "group": lambda: nn.GroupNorm(3, 3),
     "batch of vectors": lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(108, track_running_stats=False)),
     "averages in evaluation": lambda: nn.BatchNorm2d(3).eval(),
+    "torch.layer_norm": lambda: Called(SHAPE, lambda x, w, b: torch.layer_norm(x, SHAPE, w, b)),
+    "torch.batch_norm": lambda: Called(
+        (3,), lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-5, True)
+    ),
+    "torch.instance_norm": lambda: Called(
+        (3,), lambda x, w, b: torch.instance_norm(x, w, b, None, None, True, 0.1, 1e-5, True)
+    ),
 }
+
+
+class Called(nn.Module):
+    """A norm that is called by a function of torch's, beside those of torch.nn.functional."""
+
+    def __init__(self, shape, function):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x, self.weight, self.bias)
 
 
 def make(name):
@@ -65,3 +85,24 @@ def test_the_derivative_of_a_jacobian_product_is_right(name):
         product({key: (p + sign * eps * direction[key]).detach() for key, p in params.items()}) for sign in (1, -1)
     )
     assert ((ahead - behind) / (2 * eps)).item() == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "instead"),
+    [
+        (lambda x, w, b: torch.native_layer_norm(x, SHAPE, w, b, 1e-5)[0], r"F\.layer_norm"),
+        (lambda x, w, b: torch.native_batch_norm(x, w, b, None, None, True, 0.1, 1e-5)[0], r"F\.batch_norm"),
+    ],
+)
+def test_what_cannot_be_put_right_is_refused(function, instead):
+    network, params = functional(Called(SHAPE if "layer" in instead else (3,), function))
+    with pytest.raises(ConfigError, match=f"derivatives come out wrong here. Call {instead}"):
+        network(params, torch.randn(4, *SHAPE))
+
+
+def test_a_scripted_part_is_refused():
+    scripted = torch.jit.script(nn.LayerNorm(SHAPE))
+    with pytest.raises(ConfigError, match=r"network: 1 is scripted.*before torch\.jit\.script"):
+        functional(nn.Sequential(nn.Conv2d(1, 3, 3), scripted))
+    with pytest.raises(ConfigError, match="all of it is scripted"):
+        functional(scripted)
