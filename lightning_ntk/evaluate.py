@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.running import cluster, run_folder
-from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.interruption import Interruption
 from lightning_ntk.running.results import write_results
 from lightning_ntk.running.run import Run
 from lightning_ntk.running.run_folder import Checkpoint
@@ -141,10 +141,12 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     # Timing observes training alone.
     callbacks = [c for c in build_callbacks(config) if hasattr(c, "prepare")]
     prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
-    trainer = build_trainer(config, data, folder, loggers=[], callbacks=callbacks)
+    interruption = Interruption()
+    trainer = build_trainer(config, data, folder, loggers=[], callbacks=[*callbacks, interruption])
     data.check_shared(trainer.world_size, ["test"])
     check_precision(config.trainer.get("precision"), method)
-    with interruptible(lambda: "There is no result; the run is as it was."), cluster.requeued_on_signal(folder):
+    advice = "There is no result; the run is as it was."
+    with interruption.saying(lambda: advice), cluster.requeued_on_signal(folder):
         result = run_test(trainer, method, data, config, checkpoint.file)
     if trainer.is_global_zero:
         run_folder.make(folder)

@@ -18,7 +18,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, measurements, training_measurements
 from lightning_ntk.running import cluster, random_state, run_folder
 from lightning_ntk.running.checkpointing import checkpoint_callbacks, save_untrained
-from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.interruption import Interruption
 from lightning_ntk.running.lock import writing
 from lightning_ntk.running.report import report_lines
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
@@ -111,7 +111,8 @@ def train(
         prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
         best, last = checkpoint_callbacks(folder, data)
         schedule = [CosineSchedule(config.steps)] if config.lr_schedule == "cosine" else []
-        own = [*schedule, *callbacks, *([best] if best else []), last]
+        interruption = Interruption()
+        own = [*schedule, *callbacks, *([best] if best else []), last, interruption]
         trainer = build_trainer(config, data, folder, loggers, own)
         data.check_shared(trainer.world_size)
         check_precision(config.trainer.get("precision"), method)
@@ -131,7 +132,7 @@ def train(
         held.close()
         run_folder.discard(folder, made)
         raise
-    with held, interruptible(lambda: how_to_go_on(folder)), cluster.requeued_on_signal(folder), tracker:
+    with held, interruption.saying(lambda: how_to_go_on(folder)), cluster.requeued_on_signal(folder), tracker:
         if trainer.is_global_zero:
             announce(config, data, method, checkpoint, config_folder)
             if resumed and checkpoint.content["global_step"] < config.steps:

@@ -70,8 +70,8 @@ class Conv4(EpisodeNetwork):
                 height, width = -(-height // 2), -(-width // 2)
                 if norm == "group" and filters == GROUPS and height * width == 1:
                     raise ConfigError(
-                        f"network.norm=group with network.filters={filters} makes a constant of block {block + 1}: each "
-                        f"of its {GROUPS} groups has one number on images this small. Make network.filters at least "
+                        f"network.norm=group with network.filters={filters} makes a constant of block {block + 1}: "
+                        f"{GROUPS} groups have one number each on images this small. Make network.filters at least "
                         f"{2 * GROUPS}, or use network.downsample=pool."
                     )
             # The ReLU of the largest entry is the largest of the ReLUs, at a quarter of the work.

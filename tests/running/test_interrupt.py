@@ -1,4 +1,4 @@
-"""Ctrl+C: status 130, the command to go on with, and a folder that it works on."""
+"""Ctrl+C and SIGTERM: status 130, the command to go on with, and a folder that it works on."""
 
 import os
 import signal
@@ -13,12 +13,15 @@ from test_train import TINY_SINE, run
 
 from lightning_ntk import evaluate, train
 from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.running.interruption import interruptible
+from lightning_ntk.running.interruption import Interruption
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder
 
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
-def test_an_interrupted_run_says_how_to_go_on_and_does():
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupted_run_says_how_to_go_on_and_does(number):
     command = [sys.executable, "-W", "ignore", "-m", "lightning_ntk.cli", "train", *TINY_SINE, "steps=20000"]
     environment = {**os.environ, "PYTHONPATH": str(conf_folder().parent), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -27,7 +30,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does():
     deadline = time.monotonic() + 280
     while not Path("run/checkpoints/last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate(timeout=280)
     assert process.returncode == 130, error.decode()
     assert f"Go on with: lightning-ntk train ckpt={Path('run').resolve()}" in error.decode()
@@ -65,26 +68,28 @@ def test_an_interruption_while_a_checkpoint_is_written_is_one_too(monkeypatch):
     assert not Path("run/checkpoints/last.ckpt").exists()
 
 
-def test_an_interrupted_test_says_that_it_has_no_result(monkeypatch):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupted_test_says_that_it_has_no_result(monkeypatch, number):
     run(*TINY_SINE)
-    monkeypatch.setattr(MetaLearner, "test_step", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(MetaLearner, "test_step", lambda *_: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt, match="There is no result"):
         evaluate.main(["run=run", "name=it"])
     assert not Path("run/evaluations/it/results.json").exists()
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match="of its own"), interruptible(str):
+    with pytest.raises(RuntimeError, match="of its own"), Interruption().saying(str):
         raise RuntimeError("of its own")
-    with pytest.raises(SystemExit), interruptible(str):
+    with pytest.raises(SystemExit), Interruption().saying(str):
         sys.exit(1)
 
 
-def test_a_process_that_ignores_the_signal_goes_on_ignoring_it():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_process_that_ignores_the_signal_goes_on_ignoring_it(number):
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        with interruptible(str):
-            signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with Interruption().saying(str):
+            signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
