@@ -1,7 +1,8 @@
 """`EpisodicDataModule`: stateless episodes, sharded over ranks, the same for every method.
 
 Episode i of a split is a pure function of (seed, split, epoch, i). A sampler hands out (epoch, i) keys, so loaders,
-workers and ranks carry no state: the tasks do not depend on the number of workers or ranks, nor on a restart.
+workers and ranks carry no state: the tasks do not depend on the number of workers or ranks, nor on a restart between
+epochs.
 """
 
 import hashlib
@@ -143,6 +144,14 @@ class EpisodicDataModule(pl.LightningDataModule):
         rank, world_size = self._rank()
         self.check_shared(world_size, ["train"])
         sampler = EpisodeSampler(self.steps_per_epoch * self.tasks_per_step, rank, world_size, follow_epoch=True)
+        if self.trainer is not None:
+            if self.trainer.overfit_batches:
+                raise ConfigError(
+                    f"overfit_batches={self.trainer.overfit_batches} would train on the same episodes again and again, "
+                    "but each epoch draws its own. Use limit_train_batches for less of an epoch."
+                )
+            # A run that is taken up asks its workers for the first episodes before Lightning sets the epoch.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return self._loader("train", sampler, self.tasks_per_step // world_size)
 
     def val_dataloader(self) -> DataLoader:

@@ -1,10 +1,10 @@
 """Episodes are pure functions of (seed, split, epoch, index): over ranks, workers, epochs and seeds."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_trainer import trainer_of
 
 from datamodules.sinusoid import Sinusoid
 from lightning_ntk.episode import Episode
@@ -13,7 +13,7 @@ from lightning_ntk.errors import ConfigError
 
 def make(rank=0, world_size=1, **settings):
     data = Sinusoid(**{"tasks_per_step": 4, "steps_per_epoch": 3, "val_episodes": 5, "test_episodes": 7, **settings})
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size)
+    data.trainer = trainer_of(rank, world_size)
     return data
 
 
@@ -101,6 +101,13 @@ def test_episodes_stack_iterate_and_move():
 def test_bad_settings_name_their_key(settings, key):
     with pytest.raises(ConfigError, match=key):
         make(**settings)
+
+
+def test_training_on_the_same_episodes_again_is_refused():
+    data = make()
+    data.trainer.overfit_batches = 0.5
+    with pytest.raises(ConfigError, match=r"overfit_batches=0\.5.*limit_train_batches"):
+        data.train_dataloader()
 
 
 def test_a_meta_batch_that_ranks_cannot_share_is_refused():

@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from fake_trainer import trainer_of
 from test_train import TINY, run
 
 from datamodules.episodes.image_store import channel_statistics
@@ -130,7 +130,7 @@ def test_each_step_of_varying_training_has_a_shape_of_its_own_within_the_ranges(
     # Every rank agrees, and an epoch later it is another sequence.
     for rank in range(2):
         other = make(**settings, steps_per_epoch=40)
-        other.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        other.trainer = trainer_of(rank, 2)
         assert [batch.support_y.shape[1] for batch in other.train_dataloader()] == [w * s for w, s in shapes]
     assert [data.task_shape("train", 1, 2 * step).ways for step in range(40)] != [ways for ways, _ in shapes]
 

@@ -69,9 +69,11 @@ def test_a_killed_run_resumes_to_the_same_end(method):
     check_equal("whole", "killed")
 
 
-def test_training_for_longer_continues_where_a_run_ended():
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_for_longer_continues_where_a_run_ended(workers):
     run(*TINY_SINE, *EIGHT, folder="whole")
-    run(*TINY_SINE, "steps=4", "val_every=2", folder="short")
+    # Workers ask for episodes ahead: those of the epoch that is to come.
+    run(*TINY_SINE, "steps=4", "val_every=2", f"data.num_workers={workers}", folder="short")
     train.main(["ckpt=short/checkpoints/last.ckpt", "steps=8"])
     for key, value in parameters("whole").items():
         assert torch.equal(value, parameters("short")[key])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fake_trainer import trainer_of
 
 from datamodules.episodes.augment import PADDING, apply_colours, apply_moves, draw_colours, draw_moves
 from datamodules.images import ImageDataModule
@@ -27,7 +28,7 @@ def make(rank=0, world_size=1, **settings):
     data = Noise(**{**sizes, "augment": "crop_flip", **settings})
     data.setup()
     module = SimpleNamespace(dtype=torch.float32)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, lightning_module=module)
+    data.trainer = trainer_of(rank, world_size, lightning_module=module)
     return data
 
 
