@@ -141,8 +141,22 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
+    folders = list(_without_copies(folders))
     results = [read_results(folder) for folder in folders]
     return [Entry(n, f, r) for n, f, r in zip(unique_names(folders, results), folders, results, strict=True)]
+
+
+def _without_copies(folders: Sequence[Path]) -> Iterator[Path]:
+    """The folders less copies of those before, which are named on stderr: a training counts once."""
+    seen: dict[tuple[bytes, str | None], Path] = {}
+    for folder in folders:
+        # Two evaluations of a run under names of their own may well come to the same.
+        evaluation = folder.name if folder.parent.name == EVALUATIONS_FOLDER else None
+        first = seen.setdefault(((folder / FILE_NAME).read_bytes(), evaluation), folder)
+        if first is folder:
+            yield folder
+        else:
+            sys.stderr.write(f"left out: {printable(str(folder))} (a copy of {printable(str(first))})\n")
 
 
 def _folders_with(name: str, top: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
 
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
@@ -154,6 +155,10 @@ def fit_and_test(
     best = last.with_name("best.ckpt") if method.meta_trains and data.has_split("val") else last
     if method.meta_trains:
         resume_from = None if checkpoint is None else str(checkpoint.file)
+        if checkpoint is not None and has_stopped_early(trainer, checkpoint, config):
+            trainer.fit_loop.max_epochs = checkpoint.content["epoch"] + 1  # There is nothing left to train.
+            if trainer.is_global_zero:
+                sys.stdout.write("The run has stopped early; steps=MORE would train it for longer.\n")
         trainer.fit(method, datamodule=data, ckpt_path=resume_from, weights_only=True)
     elif trainer.is_global_zero:
         save_untrained(method, last)
@@ -168,6 +173,20 @@ def fit_and_test(
                     logger.log_result(result, trainer.global_step)
     if trainer.is_global_zero:
         sys.stdout.write(f"{folder}\n")
+
+
+def has_stopped_early(trainer: pl.Trainer, checkpoint: Checkpoint, config: DictConfig) -> bool:
+    """Whether an EarlyStopping callback has ended the run before, and no more steps are asked for now.
+
+    Lightning's asks only after one more epoch.
+    """
+    states = checkpoint.content.get("callbacks", {})
+    stopped = any(
+        states.get(callback.state_key, {}).get("stopped_epoch")
+        for callback in trainer.callbacks
+        if isinstance(callback, EarlyStopping)
+    )
+    return stopped and config.steps <= checkpoint.config["steps"]
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------
@@ -248,7 +267,15 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
                 f"callbacks.{name} must have a _target_ that names a class, but has settings alone. Choose it, by "
                 f"callbacks=[...,{name}], or leave it out, by ~callbacks.{name}."
             )
-    return [instantiate(entry, f"callbacks.{name}", pl.Callback) for name, entry in entries.items()]
+    callbacks = {name: instantiate(entry, f"callbacks.{name}", pl.Callback) for name, entry in entries.items()}
+    for name, callback in callbacks.items():
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ConfigError(
+                f"callbacks.{name}: StochasticWeightAveraging puts its average into the method after the last "
+                "checkpoint, which is what a run tests and keeps. Use pytorch_lightning.callbacks.WeightAveraging, "
+                "whose average is in the checkpoints."
+            )
+    return list(callbacks.values())
 
 
 def prepare_callbacks(callbacks: list[pl.Callback], run: Run) -> None:

@@ -122,6 +122,11 @@ def compose_config(
     for override in overrides:
         if key_of(override).partition(".")[0] == "choices":
             raise ConfigError(f"{override}: choices records what was chosen. Choose by method=, data= and network=.")
+        if key_of(override).startswith(("hydra.", "hydra/")) and key_of(override) != "hydra.searchpath":
+            raise ConfigError(
+                f"{override}: Hydra composes the settings and does not run the command, so it has no effect. Set "
+                "run_dir= for the folder, and see lightning-ntk sweep --help for several runs."
+            )
     first, known = [readable(o) for o in inherited], groups(folders)
     while True:
         words = [*first, *(readable(o) for o in overrides), *search]
