@@ -6,6 +6,7 @@ out-of-distribution evaluation are written once, against these two.
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +19,16 @@ from torch import Tensor, nn
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.networks.base import couples_examples
+from lightning_ntk.ntk.layers import plain_attention
 from lightning_ntk.running.results import mean_and_ci95
 
 # Maps query inputs [m, *input_shape] to outputs [m, C]; differentiable in its input and needs nothing else.
 Predictor = Callable[[Tensor], Tensor]
+
+# What PyTorch says where a layer has no such derivative, or none of many tasks or directions at once.
+LACKING = re.compile(
+    r"Batching rule not implemented|do not yet support|(derivative|jvp).* is not implemented|forward AD|forward-mode AD"
+)
 
 
 class MetaLearner(pl.LightningModule):
@@ -121,7 +128,7 @@ class MetaLearner(pl.LightningModule):
             group["lr"] = self.lr
 
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
-        with self._explained():
+        with self._differentiated():
             loss = self.meta_loss(episodes)
         if not isinstance(loss, Tensor) or loss.dim():
             what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -148,14 +155,27 @@ class MetaLearner(pl.LightningModule):
         return losses.mean(), {name: values.amax() for name, values in zip(self.reached, reached, strict=True)}
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """A decomposition fails where numbers are not finite: say so by a `DivergenceError`."""
+    def _differentiated(self) -> Iterator[None]:
+        """What is computed here has derivatives of the second order, or an error that says what to change.
+
+        A decomposition fails where numbers are not finite: a `DivergenceError`. What PyTorch cannot differentiate is a
+        matter of the network: a `ConfigError`.
+        """
         try:
-            yield
+            with plain_attention():
+                yield
         except torch.linalg.LinAlgError as error:
             raise DivergenceError(
                 f"A kernel could not be decomposed at step {self.global_step}: {error} Its numbers are no longer "
                 f"finite. Lower method.lr (now {self.lr}) or, at method.t=inf, set method.ridge."
+            ) from error
+        except (NotImplementedError, RuntimeError) as error:
+            if not LACKING.search(str(error)):
+                raise
+            raise ConfigError(
+                f"network: {type(self).__name__} takes derivatives that PyTorch does not have of one of its layers "
+                f"({str(error).strip().splitlines()[0]}). Use another layer, or a method that takes fewer, such as "
+                "fomaml."
             ) from error
 
     def check_finite(self, loss: Tensor) -> None:
@@ -180,7 +200,7 @@ class MetaLearner(pl.LightningModule):
         self._log_scores("test")
 
     def _collect(self, episodes: Episode) -> None:
-        with self._explained():
+        with self._differentiated():
             scores = self.score(self.predict(episodes).detach(), episodes.query_y)
         self._collected.append((episodes.index, scores))
 

@@ -13,6 +13,7 @@ from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function
 from lightning_ntk.ntk.jacobian import Params, functional
+from lightning_ntk.ntk.layers import plain_attention
 
 # Tasks share the overhead of a step, which is most of it where they are small. Above this part of the examples that are
 # worked on at once elsewhere, grouped convolutions cost more than is shared (measured on a CPU, 28x28 and 84x84).
@@ -86,7 +87,7 @@ def descend(
     leaves = {name: torch.stack([p.detach()] * tasks).requires_grad_() for name, p in start.items()}
     optimizer = optimizer_of(list(leaves.values()))
     values = []
-    with torch.enable_grad():
+    with torch.enable_grad(), plain_attention():
         for x, y in batches:
             losses = task_losses(objective, leaves, x, y)
             gradients = torch.autograd.grad(

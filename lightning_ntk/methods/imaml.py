@@ -12,6 +12,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.descent import DescentLearner, descend, task_losses
 from lightning_ntk.methods.inner_loop import check_inner_loop
+from lightning_ntk.ntk.checks import check_second_derivatives
 from lightning_ntk.ntk.jacobian import Params, functional, unflatten
 
 # Where the Hessian is not positive, the curvature of the linear system can come close to 0, and a step along such a
@@ -60,6 +61,7 @@ class IMAML(DescentLearner):
         lr: float = 1e-3,
     ) -> None:
         super().__init__(network, spec, lr=lr)
+        check_second_derivatives(network)
         check_inner_loop(adapt_steps, inner_lr, "adapt_steps", "inner_lr")
         check_inner_loop(test_adapt_steps, inner_lr, "test_adapt_steps", "inner_lr")
         if not (regularization > 0 and math.isfinite(regularization)):
@@ -181,4 +183,4 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _rows(parts: Sequence[Tensor]) -> Tensor:
     """Tensors `[T, *shape]` as the rows `[T, P]` of a matrix."""
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)

@@ -9,7 +9,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.methods.inner_loop import check_inner_loop, learn2learn_algorithm
-from lightning_ntk.ntk.checks import check_derivatives, check_is_function
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_second_derivatives
 
 
 class MAML(MetaLearner):
@@ -56,6 +56,8 @@ class MAML(MetaLearner):
     ) -> None:
         super().__init__(network, spec, lr=lr)
         check_is_function(network)
+        if not first_order:
+            check_second_derivatives(network)
         check_inner_loop(adapt_steps, inner_lr, "adapt_steps", "inner_lr")
         check_inner_loop(test_adapt_steps, inner_lr, "test_adapt_steps", "inner_lr")
         if multi_step_loss < 0:

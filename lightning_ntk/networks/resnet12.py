@@ -73,7 +73,7 @@ class ResNet12(EpisodeNetwork):
             channels = int(factor * width)
             blocks.append(_Block(before, channels, norm))
             before = channels
-        super().__init__(nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten()), before, outputs, mean, std)
+        super().__init__(nn.Sequential(*blocks, _Average()), before, outputs, mean, std)
         self.couples_examples = norm == "batch"
 
 
@@ -94,6 +94,13 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(self.branch(x) + self.shortcut(x))
+
+
+class _Average(nn.Module):
+    """`[n, channels, h, w]` to `[n, channels]`. vmap has no rule for nn.AdaptiveAvgPool2d with channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((-2, -1))
 
 
 def _convolution(before: int, channels: int, size: int, norm: str, *, summand: bool = False) -> list[nn.Module]:

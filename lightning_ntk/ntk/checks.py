@@ -21,6 +21,10 @@ def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
         what = None
         if layer.training and _dropout(layer) > 0:
             what = "draws random numbers. Leave it out, or set its dropout to 0"
+        elif isinstance(layer, nn.RReLU):
+            what = "draws random numbers, and goes through no vmap even where it does not. Use nn.LeakyReLU"
+        elif layer.training and hasattr(layer, "n_power_iterations"):
+            what = "goes on estimating a norm at each call. Use torch.nn.utils.parametrizations.orthogonal"
         elif layer.training and getattr(layer, "running_mean", None) is not None:
             what = "keeps running averages. Use networks.normalisation.BatchStatistics, or nn.GroupNorm"
         elif compiled and isinstance(layer, norms.MODULES):
@@ -29,14 +33,26 @@ def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
             raise ConfigError(f"network: layer {name} ({type(layer).__name__}) {what}.")
 
 
-def check_is_not_scripted(network: nn.Module) -> None:
-    """Raise `ConfigError` for layers that TorchScript runs: the engine cannot put its norms into the place of theirs,
-    whose derivatives come out wrong (see `ntk.norms`)."""
+def check_is_open(network: nn.Module) -> None:
+    """Raise `ConfigError` for layers that were scripted or exported: the engine cannot put its norms into the place of
+    theirs, whose derivatives come out wrong (see `ntk.norms`)."""
     for name, layer in network.named_modules():
-        if isinstance(layer, torch.jit.ScriptModule):
+        nodes = layer.graph.nodes if isinstance(layer, torch.fx.GraphModule) else ()
+        exported = any(isinstance(node.target, torch._ops.OpOverload) for node in nodes)
+        if exported or isinstance(layer, torch.jit.ScriptModule):
             raise ConfigError(
-                f"network: {name or 'all of it'} is scripted, and the engine cannot see into it. Give the module as it "
-                "was before torch.jit.script or torch.jit.trace."
+                f"network: {name or 'all of it'} was scripted or exported, and the engine cannot see into it. Give the "
+                "module as it was before torch.jit or torch.export."
+            )
+
+
+def check_second_derivatives(network: nn.Module) -> None:
+    """Raise `ConfigError` for layers whose second derivatives come out wrong (seen with torch 2.14)."""
+    for name, layer in network.named_modules():
+        if type(layer).__name__ == "_WeightNorm":
+            raise ConfigError(
+                f"network: {name} is weight_norm, whose second derivatives PyTorch gets wrong. Leave it out, or use a "
+                "method without them (fomaml, meta_rkhs_ii)."
             )
 
 

@@ -30,11 +30,16 @@ _IN_SHAPE = (
 # the plain quotient loses as many digits as they share.
 _CLOSE = 1e-3
 
+# Derivatives have powers of t up to the fourth.
+LARGEST_T = 1e50
+
 
 def check_flow_settings(t: float, approximation: str, ridge: float, prefix: str = "method.") -> None:
     """Raise `ConfigError` for settings no flow has: t <= 0 or NaN, a negative ridge, an unknown approximation."""
     if not t > 0:
         raise ConfigError(f"{prefix}t is the time of the gradient flow: expected a positive number or inf, got {t}.")
+    if LARGEST_T < t < math.inf:
+        raise ConfigError(f"{prefix}t={t} is too large to compute with: take at most {LARGEST_T}, or inf.")
     if approximation not in ("exact", "pade11", "pade22"):
         raise ConfigError(f"{prefix}approximation must be 'exact', 'pade11' or 'pade22', but got {approximation!r}.")
     if approximation != "exact" and math.isinf(t):
@@ -51,7 +56,7 @@ class GradientFlow:
     Args:
         kernel: H, symmetric `[..., N, N]`; symmetrised and converted to float64. Tiny negative eigenvalues, rounding
             errors of a positive semidefinite matrix, are set to 0.
-        t: time, in (0, inf].
+        t: time, in (0, 1e50] or inf.
         approximation: "exact", or the exponential by a Pade fraction: "pade11" [1/1] or "pade22" [2/2].
         ridge: added to every eigenvalue. At t = inf a positive ridge is what keeps directions that the kernel hardly
             sees (eigenvalues at the rounding level of a kernel that was computed in float32) from being divided by next

@@ -12,7 +12,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_is_not_scripted, check_outputs
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_is_open, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
 from lightning_ntk.ntk.layers import engine_layers
 from lightning_ntk.ntk.precision import full_precision
@@ -32,10 +32,10 @@ def functional(module: nn.Module) -> tuple[Network, Params]:
     """A module as a pure function of its trainable parameters, with those parameters as they are (not detached).
 
     Raises:
-        ConfigError: none of its parameters is trainable, or a part of it is scripted. When the function is called: a
-            layer draws random numbers or keeps running averages, in the mode that the module is in then.
+        ConfigError: none of its parameters is trainable, or a part of it was scripted or exported. When the function
+            is called: a layer draws random numbers or keeps running averages, in the mode that the module is in then.
     """
-    check_is_not_scripted(module)
+    check_is_open(module)
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not params:
         raise ConfigError(
@@ -176,7 +176,7 @@ class Jacobian:
     @functools.cached_property
     def output_count(self) -> int:
         """C, from one example."""
-        one = self.x[:1]
+        one = self.x[:1].clone()  # The network may write over it.
         with torch.no_grad():
             outputs = self.network(self.params, one)
         check_outputs(outputs, one)

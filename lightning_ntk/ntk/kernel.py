@@ -112,7 +112,7 @@ def _products(rows1: Params, rows2: Params, kind: Kind, by_layer: bool) -> Kerne
     """Inner products of rows `[k, C, ...]`, summed by layer or over all of them."""
     kernels: Kernels = {}
     for name in rows1:
-        a, b = rows1[name].flatten(2), rows2[name].flatten(2)  # [k, C, p]
+        a, b = (rows[name].reshape(*rows[name].shape[:2], -1) for rows in (rows1, rows2))  # [k, C, p]
         (k1, c, _), k2 = a.shape, b.shape[0]
         if kind == "full":
             part = inner_products(a.flatten(0, 1), b.flatten(0, 1)).view(k1, c, k2, c).transpose(1, 2)

@@ -1,5 +1,8 @@
 """The context in which a network's layers are the engine's: fast under nested derivatives and vmap."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +20,19 @@ from lightning_ntk.ntk.standardise import standardise
 SMALLEST_IMAGE = 20480
 # The fused ways to compute attention have no forward-mode derivative.
 ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention from matrix products: PyTorch's fused ways lack second derivatives, and its transformer layer for
+    evaluation has none at all."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class engine_layers(TorchFunctionMode):
@@ -62,6 +78,10 @@ def _as_standardise(input, num_groups, weight=None, bias=None, eps=1e-5):
     return result if weight is None else torch.addcmul(bias.view(-1, 1, 1), result, weight.view(-1, 1, 1))
 
 
+def _as_average(input, output_size):
+    return input.mean((-2, -1), keepdim=True) if output_size in (1, (1, 1)) else None
+
+
 def _as_layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     return norms.layer_norm(input, normalized_shape, weight, bias, eps)
 
@@ -82,6 +102,10 @@ def _as_prelu(input, weight):
 def _as_glu(input, dim=-1):
     value, gate = input.chunk(2, dim)
     return value * gate.sigmoid()
+
+
+def _as_weight_norm(v, g, dim=0):
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _refuse(replacement: str):
@@ -113,7 +137,10 @@ _SERVED = {
     torch.instance_norm: _as_instance_norm,
     torch.native_layer_norm: _refuse("F.layer_norm"),
     torch.native_batch_norm: _refuse("F.batch_norm"),
-    # And of these, forward-mode derivatives have no reverse mode, or fail under vmap.
+    # With channels last, vmap falls back on a slow way, with a warning.
+    F.adaptive_avg_pool2d: _as_average,
+    # And of these, forward-mode derivatives have no reverse mode, or fail under vmap; weight norm's second are wrong.
     torch.prelu: _as_prelu,
     F.glu: _as_glu,
+    torch._weight_norm: _as_weight_norm,
 }

@@ -36,7 +36,7 @@ class Footprint:
 
 def footprint(network, params: dict[str, Tensor], x: Tensor) -> Footprint:
     """Measured by a forward pass of one example, the first of x `[n, *input_shape]`."""
-    params, one = {name: p.detach() for name, p in params.items()}, x[:1]
+    params, one = {name: p.detach() for name, p in params.items()}, x[:1].clone()  # Networks may write over it.
     with torch.no_grad(), _Recorder(one) as recorder:
         network(params, one)
     sizes = [tensor.numel() * tensor.element_size() for tensor in recorder.made.values()] or [1]

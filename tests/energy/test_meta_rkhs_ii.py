@@ -50,11 +50,24 @@ class Attention(nn.Module):
         return self.head(self.layer(x).flatten(1))
 
 
+class Scale(nn.Module):
+    """A learned temperature: a parameter without axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.scale * x
+
+
 FOREIGN = {
     "layer norm": lambda: nn.LayerNorm((4, 5, 5)),
     "instance norm": lambda: nn.InstanceNorm2d(4, affine=True),
     "torch's batch norm": lambda: nn.BatchNorm2d(4, track_running_stats=False),
     "in place": lambda: nn.GroupNorm(2, 4),
+    "prelu": lambda: nn.PReLU(4),
+    "one number": Scale,
 }
 
 

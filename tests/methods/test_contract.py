@@ -266,3 +266,58 @@ def test_outputs_that_are_no_numbers_are_no_accuracy():
     accuracy = method.score(outputs, torch.arange(3).expand(2, 3))["accuracy"]
     assert accuracy[0] == 1
     assert accuracy[1].isnan()
+
+
+class Transformer(nn.Module):
+    """A transformer's layer on the rows of small images, and a head."""
+
+    couples_examples = False
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def embed(self, x):
+        return self.layer(x.flatten(1)[:, :128].unflatten(1, (8, 16))).mean(1)
+
+    def forward(self, x):
+        return self.head(self.embed(x))
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_a_transformer_trains_and_adapts(name):
+    torch.manual_seed(0)
+    method, episodes = METHODS[name](Transformer(), SPEC), tasks("classification")
+    if method.meta_trains:
+        with method._differentiated():
+            method.meta_loss(episodes).backward()
+    method.eval()
+    with torch.no_grad():
+        assert method.predict(episodes).isfinite().all()
+
+
+def test_a_layer_without_the_derivatives_is_named_as_the_reason():
+    class Recurrent(nn.Module):
+        couples_examples = False
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.LSTM(16, 8, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.layer(x.flatten(1)[:, :128].unflatten(1, (8, 16)))[0][:, -1])
+
+    method, episodes = METHODS["meta_rkhs_ii"](Recurrent(), SPEC), tasks("classification")
+    with pytest.raises(ConfigError, match=r"network: MetaRKHSII takes derivatives .*lstm.* such as fomaml"):
+        method.training_step(episodes, 0)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "meta_sgd", "imaml"])
+def test_weight_norm_is_refused_where_its_second_derivative_counts(name):
+    network = Transformer() if name == "anil" else Sequence(nn.Conv2d(4, 4, 1))
+    nn.utils.parametrizations.weight_norm(network.head if name == "anil" else network[1])
+    with pytest.raises(ConfigError, match=r"weight_norm, whose second derivatives PyTorch gets wrong.*fomaml"):
+        METHODS[name](network, SPEC)
+    for other in ("fomaml", "reptile", "meta_rkhs_ii"):  # Which do without.
+        METHODS[other](network, SPEC)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from reference import dense_jacobian
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.conv4 import Conv4
@@ -212,6 +213,10 @@ def normalised():
         (Multihead, r"layer layer \(MultiheadAttention\) draws random numbers"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 2)), r"layer 1 \(Dropout\) draws"),
         (normalised, r"layer 1 \(BatchNorm1d\) keeps running averages"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(12, 2))),
+            r"layer 1\.parametrizations\.weight\.0 \(_SpectralNorm\) goes on estimating a norm",
+        ),
     ],
 )
 def test_a_module_that_is_no_function_is_refused_while_it_trains(make, message):
@@ -257,3 +262,23 @@ def test_rows_in_parts_are_the_rows():
     j = Jacobian(network, params, torch.randn(7, 3, dtype=torch.float64), coupled=False)
     for name, rows in j.rows(pairs_at_once=3).items():
         assert torch.allclose(rows, j.rows()[name], atol=1e-14)
+
+
+def test_a_network_may_write_over_its_input():
+    class Halving(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mul_(0.5))
+
+    linear = Halving(5, 2).double()
+    network, params = functional(linear)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    found = empirical_ntk(network, params, x.clone(), coupled=False)
+    products = 0.25 * x @ x.mT + 1
+    assert torch.allclose(found, products[..., None, None] * torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_random_slope_is_refused_in_either_mode(training):
+    network, params = functional(nn.Sequential(nn.Linear(4, 2), nn.RReLU()).train(training))
+    with pytest.raises(ConfigError, match=r"layer 1 \(RReLU\) draws random numbers.* Use nn\.LeakyReLU"):
+        empirical_ntk(network, params, torch.randn(3, 4))

@@ -142,3 +142,18 @@ def test_parameters_outside_of_layers_stand_under_their_own_names():
     layers = empirical_ntk(network, params, torch.randn(4, 3), coupled=False, by_layer=True)
     assert set(layers) == {"layer", "scale", "shift"}
     assert torch.equal(layers["shift"], torch.eye(2).expand(4, 4, 2, 2))
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_a_parameter_may_be_a_single_number(coupled):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.scale * x
+
+    x = torch.randn(4, 3)
+    kernel = empirical_ntk(*functional(Scaled()), x, coupled=coupled)
+    assert torch.allclose(kernel, x[:, None, :, None] * x[None, :, None, :])

@@ -104,25 +104,31 @@ def test_leading_axes_keep_their_order(leading_axes):
     torch.testing.assert_close(result, torch.stack([torch.stack(row) for row in expected]))
 
 
-def gates(prelu, glu):
-    """A network of both, of images and of vectors."""
+def gates(prelu, glu, weight_norm):
+    """A network of all three, the first on images and on vectors."""
 
     def network(theta, x):
-        images = prelu(F.conv2d(x, theta["weight"], theta["bias"], padding=1), theta["slopes"])
+        weight = weight_norm(theta["weight"], theta["lengths"])
+        images = prelu(F.conv2d(x, weight, theta["bias"], padding=1), theta["slopes"])
         return prelu(glu(images, 1).square().mean((-2, -1)) @ theta["head"], theta["slope"])
 
     return network
 
 
 @pytest.mark.parametrize("nesting", NESTINGS)
-def test_gates_of_which_pytorch_lacks_derivatives_have_them_under(nesting):
+def test_what_pytorch_lacks_derivatives_of_has_them_under(nesting):
     def prelu(x, slopes):
         return F.relu(x) - slopes.view(-1, *[1] * (x.dim() - 2)) * F.relu(-x)
 
     def glu(x, dim):
         return x[:, :2] * torch.sigmoid(x[:, 2:])
 
+    def weight_norm(v, g):
+        return g * v / v.square().sum((1, 2, 3), keepdim=True).sqrt()
+
     _, theta, x = problem("plain", "halves")
+    theta["lengths"] = torch.rand(4, 1, 1, 1, dtype=torch.float64)
     slopes = {"slopes": torch.rand(4, dtype=torch.float64), "slope": torch.rand(1, dtype=torch.float64)}
     theta = theta | slopes | {"head": theta["head"][:2]}
-    assert_close(nesting(engine(gates(F.prelu, F.glu)), theta, x), nesting(gates(prelu, glu), theta, x))
+    found = nesting(engine(gates(F.prelu, F.glu, torch._weight_norm)), theta, x)
+    assert_close(found, nesting(gates(prelu, glu, weight_norm), theta, x))

@@ -100,9 +100,13 @@ def test_what_cannot_be_put_right_is_refused(function, instead):
         network(params, torch.randn(4, *SHAPE))
 
 
-def test_a_scripted_part_is_refused():
+def test_a_scripted_or_exported_part_is_refused():
     scripted = torch.jit.script(nn.LayerNorm(SHAPE))
-    with pytest.raises(ConfigError, match=r"network: 1 is scripted.*before torch\.jit\.script"):
+    with pytest.raises(ConfigError, match=r"network: 1 was scripted or exported.*before torch\.jit or torch\.export"):
         functional(nn.Sequential(nn.Conv2d(1, 3, 3), scripted))
-    with pytest.raises(ConfigError, match="all of it is scripted"):
+    with pytest.raises(ConfigError, match="all of it was scripted"):
         functional(scripted)
+    exported = torch.export.export(nn.LayerNorm(SHAPE), (torch.randn(2, *SHAPE),)).module()
+    with pytest.raises(ConfigError, match="all of it was scripted or exported"):
+        functional(exported)
+    functional(torch.fx.symbolic_trace(nn.LayerNorm(SHAPE)))  # Calls what the engine sees.
