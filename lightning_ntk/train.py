@@ -97,6 +97,7 @@ def train(
             )
         if checkpoint is not None:
             run_folder.check_same_tasks(checkpoint, data.spec, "ckpt")
+        check_follows(data, config)
         method = build_method(config, data.spec)
         check_ways(method, data)
         if checkpoint is not None:
@@ -106,6 +107,7 @@ def train(
             "overrides": list(overrides),
             "config_folder": None if config_folder is None else str(as_path(config_folder, "--config-dir").resolve()),
             "spec": dataclasses.asdict(data.spec),
+            "content": data.content_hash(),
         }
         loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]
         callbacks = build_callbacks(config)
@@ -223,11 +225,25 @@ def announce(
         sys.stdout.write(f"The run has finished its {config.steps} steps; steps=MORE would train it for longer.\n")
     elif method.meta_trains and not data.has_split("val"):
         sys.stdout.write("The data has no validation split: the last checkpoint is the one tested.\n")
+    if checkpoint is not None and have_changed(data, config, checkpoint):
+        sys.stdout.write(
+            "The data have changed since the run was written: what it has learned and measured until now is of others. "
+            "Train anew for results of one kind.\n"
+        )
     if checkpoint is not None and (changed := run_folder.changed_defaults(checkpoint, config_folder)):
         sys.stdout.write(
             "Defaults have changed since the run was written, and it goes on with today's where you set nothing else "
             f"({'; '.join(changed)}).\n"
         )
+
+
+def have_changed(data: pl.LightningDataModule, config: DictConfig, checkpoint: Checkpoint) -> bool:
+    """Whether the test episodes, or the statistics of the training images, are others under the same settings."""
+    kept = checkpoint.content["run"]
+    if plain(config.data) != checkpoint.config["data"]:
+        return False
+    now = (data.content_hash(), data.spec)
+    return now != (kept.get("content", now[0]), checkpoint.spec)
 
 
 def how_to_go_on(folder: Path) -> str:
@@ -284,6 +300,16 @@ def prepare_callbacks(callbacks: list[pl.Callback], run: Run) -> None:
         for callback in callbacks:
             if hasattr(callback, "prepare"):
                 callback.prepare(run)
+
+
+def check_follows(data: pl.LightningDataModule, config: DictConfig) -> None:
+    """Raise `ConfigError` for data whose class takes neither the length of the epochs nor the seed from the run."""
+    for key, value in (("steps_per_epoch", config.val_every), ("seed", config.seed)):
+        if key not in config.data and getattr(data, key, value) != value:
+            raise ConfigError(
+                f"data: {type(data).__name__} has {key} = {getattr(data, key)}, where the run has {value}. Let its "
+                "__init__ take **settings and hand them to super().__init__."
+            )
 
 
 def check_ways(method: MetaLearner, data: pl.LightningDataModule) -> None:

@@ -44,6 +44,9 @@ def test_every_way_to_plug_data_in_trains(command, files):
     result = read_results(Path("run"))
     assert f"data={result.data}" in words
     assert all(len(scores) == 3 for scores in result.episodes.values())
+    # Though not all of their YAMLs say so.
+    assert result.config["data"]["seed"] == result.seed
+    assert result.config["data"]["steps_per_epoch"] == result.config["val_every"]
 
 
 def test_the_page_shows_the_three_ways_and_a_yaml_is_short(files):

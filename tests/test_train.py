@@ -13,7 +13,7 @@ import torch
 import wandb
 from omegaconf import OmegaConf
 
-from lightning_ntk import cli, evaluate, train
+from lightning_ntk import cli, evaluate, load_data, train
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.running.checkpointing import checkpoint_callbacks
@@ -483,3 +483,44 @@ def test_a_diverging_energy_stops_the_run_with_its_metrics_kept(capsys):
     assert not Path("run/results.json").exists()
     with pytest.raises(DivergenceError):
         train.main([*TINY_SINE, *settings, "val_every=200", "run_dir=again"])
+
+
+OWN_DATA = """
+from datamodules.sinusoid import Sinusoid
+
+class Follows(Sinusoid):
+    pass
+
+class Fixed(Sinusoid):
+    def __init__(self, tasks_per_step: int = 4) -> None:
+        super().__init__(tasks_per_step=tasks_per_step, val_episodes=2, test_episodes=2)
+
+class FixedSeed(Sinusoid):
+    def __init__(self, steps_per_epoch: int = 4) -> None:
+        super().__init__(steps_per_epoch=steps_per_epoch, val_episodes=2, test_episodes=2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Follows", None),
+        ("Fixed", r"Fixed has steps_per_epoch = 50, where the run has 2\. Let its __init__ take \*\*settings"),
+        ("FixedSeed", r"FixedSeed has seed = 0, where the run has 7\."),
+    ],
+)
+def test_data_of_ones_own_follow_the_run(kind, message, tmp_path, monkeypatch):
+    Path("own_data.py").write_text(OWN_DATA)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_data", raising=False)
+    Path("conf/data").mkdir(parents=True)
+    text = "defaults:\n  - override /network@_global_.network: mlp\n"
+    Path("conf/data/own.yaml").write_text(f"{text}_target_: own_data.{kind}\n")
+    words = ["--config-dir", "conf", "data=own", "method=maml", "steps=4", "val_every=2", "seed=7", "logger=csv"]
+    if message is None:
+        train.main([*words, "+data.test_episodes=2", "+data.val_episodes=2", "run_dir=run"])
+        assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+        assert load_data("run").seed == 7
+        return
+    with pytest.raises(ConfigError, match=message):
+        train.main([*words, "run_dir=run"])

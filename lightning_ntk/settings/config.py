@@ -58,6 +58,8 @@ TRAINER_DECIDED = {
 }
 # Groups whose choices a run is known by.
 NAMED = ("method", "data", "network")
+# Settings of a data set that follow the run's, also where its YAML does not say so.
+FOLLOWED = {"steps_per_epoch": "val_every", "seed": "seed"}
 
 
 class UnknownSettingError(ConfigError):
@@ -173,6 +175,9 @@ def _compose(name: str, overrides: list[str], own: Sequence[Path] = ()) -> DictC
     with open_dict(config):
         del config["hydra"]
         config.choices = {group: choices[group] for group in NAMED}
+        for key, of_run in FOLLOWED.items():
+            if "data" in config and key not in config.data and takes(config.data, key):
+                config.data[key] = f"${{{of_run}}}"
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # Now, rather than in the middle of a run.
     return config
 

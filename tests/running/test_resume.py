@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from test_train import TINY, TINY_SINE, run
 
 from lightning_ntk import evaluate, train
@@ -321,3 +323,21 @@ def test_a_file_that_is_no_checkpoint_of_ours_is_named(content):
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"ckpt=strange\.ckpt"):
         train.main(["ckpt=strange.ckpt"])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_changed_data_are_named_on_resuming(split, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val", "test"):
+        for name in "abc":
+            (tmp_path / "images" / part / f"{part}_{name}").mkdir(parents=True)
+            for number in range(4):
+                picture = Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8))
+                picture.save(tmp_path / "images" / part / f"{part}_{name}" / f"{number}.png")
+    images = ["data=image_folder", f"data.root={tmp_path / 'images'}", "data.image_size=16", "data.queries=2"]
+    run(*TINY, *images, "data.ways=3", "network.filters=4", folder="run")
+    train.main(["ckpt=run", "steps=3"])
+    assert "data have changed" not in capsys.readouterr().out
+    Image.new("L", (16, 16), 255).save(tmp_path / "images" / split / f"{split}_a" / "0.png")
+    train.main(["ckpt=run", "steps=4"])
+    assert "The data have changed since the run was written" in capsys.readouterr().out
