@@ -14,6 +14,7 @@ from lightning_ntk.comparison.table import (
     SCORE_TITLES,
     Entry,
     Row,
+    data_name,
     difference_cell,
     has_baseline,
     markdown_table,
@@ -42,7 +43,7 @@ def compare_tasks(paths: Sequence[Path], baseline: str | None = None, out: Path 
         raise ConfigError(
             f"baseline={baseline} is none of the runs.{nearest_name(baseline, known)} Runs: {', '.join(sorted(known))}."
         )
-    names = task_names([entries[0].result.task for entries in tasks])
+    names = task_names([{**run.task, "data": data_name(run)} for run in (entries[0].result for entries in tasks)])
     metrics, rows = [], []
     # Names that differ in other characters alone would share a folder.
     folders = all_unlike([f"comparison_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}" for name in names])

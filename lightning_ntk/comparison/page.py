@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_ntk.comparison.columns import Column
 from lightning_ntk.comparison.page_figures import masking_notes, page_figures, robust_differences
-from lightning_ntk.comparison.table import Group, Row, caption, cells, has_baseline, numbers, printable
+from lightning_ntk.comparison.table import Group, Row, caption, cells, data_name, has_baseline, numbers, printable
 from lightning_ntk.version import __version__
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -32,10 +32,9 @@ def write_page(
         groups: all runs, those that share a colour together.
     """
     results = [entry.result for group in groups for entry in group.members]
-    data_name = printable(results[0].task.get("data", results[0].data))
     data = {"labels": [group.label for group in groups], "figures": page_figures(groups, metric)}
     parts = {
-        "title": html.escape(f"{data_name}: {len(results)} runs compared"),
+        "title": html.escape(f"{printable(data_name(results[0]))}: {len(results)} runs compared"),
         "caption": html.escape(caption(results, columns)),
         "summary": summary_html(rows, metric, columns),
         "table": table_html(rows, metric, columns, groups),

@@ -101,9 +101,16 @@ def caption(results: Sequence[RunResult], columns: Sequence[Column] = ()) -> str
     """What was tested, in words, and what the runs did not measure alike."""
     first = results[0]
     settings = ", ".join(f"{key} {value}" for key, value in first.task.items() if key != "data")
-    text = f"{first.task.get('data', first.data)}: {settings}. Intervals are 95 %, over episodes."
+    text = f"{data_name(first)}: {settings}. Intervals are 95 %, over episodes."
     notes = [*(column.note for column in columns), settings_note(results)]
     return printable(" ".join([text, *filter(None, notes)]))
+
+
+def data_name(result: RunResult) -> str:
+    """The class of a run's data, and the name that it was chosen by where that says more: `ImageFolder (leaves)`."""
+    kind = str(result.task.get("data", result.data))
+    says_no_more = result.data.replace("_", "").lower() == kind.lower()
+    return kind if says_no_more else f"{kind} ({result.data})"
 
 
 def printable(text: str | Path) -> str:

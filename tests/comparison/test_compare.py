@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from lightning_ntk import compare
+from lightning_ntk.compare import find_runs
+from lightning_ntk.comparison.table import data_name
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.running.results import RunResult, write_results
 
@@ -414,3 +417,22 @@ def test_the_command_line(runs, capsys):
     Path("empty").mkdir()
     with pytest.raises(ConfigError, match="No finished run"):
         compare.main(["empty"])
+
+
+def test_a_data_set_of_ones_own_stands_under_its_own_name():
+    assert data_name(result("maml", [0.5])) == "Glyphs"
+    assert data_name(result("maml", [0.5], data="tiny_imagenet", task={"data": "TinyImageNet"})) == "TinyImageNet"
+    assert data_name(result("maml", [0.5], data="leaves", task={"data": "ImageFolder"})) == "ImageFolder (leaves)"
+    assert data_name(result("maml", [0.5], task={})) == "glyphs"
+
+
+def test_a_copy_of_a_run_counts_once(capsys):
+    for seed in (0, 1):
+        write_run(f"all/{seed}", "maml", [0.4 + seed / 10, 0.6], seed=seed)
+    shutil.copytree("all/0", "all/copy")
+    shutil.copytree("all/0", "all/0/evaluations/other")  # Of the same numbers, but under a name of its own.
+    entries = find_runs([Path("all")])
+    assert [entry.folder.name for entry in entries] == ["0", "1"]
+    assert "left out: " in (said := capsys.readouterr().err)
+    assert "all/copy (a copy of " in said
+    assert len(find_runs([Path("all/0"), Path("all/0/evaluations/other")])) == 2

@@ -12,7 +12,8 @@ from lightning_ntk.errors import ConfigError
 
 
 def of_task(letter, **settings):
-    return {"episode_ids": letter * 64, "task": {**TASK, **settings}}
+    task = {**TASK, **settings}
+    return {"episode_ids": letter * 64, "data": task["data"].lower(), "task": task}
 
 
 @pytest.fixture
@@ -135,3 +136,12 @@ def test_bad_settings_are_named(runs):
     Path("file").write_text("")
     with pytest.raises(ConfigError, match="out=file"):
         compare.main([str(runs), "by_task=true", "out=file"])
+
+
+def test_data_sets_of_one_class_are_told_apart_by_their_names(runs):
+    for letter, name in (("c", "leaves"), ("d", "roots")):
+        write_run(f"own/{name}", "maml", [0.5, 0.7], **{**of_task(letter, data="ImageFolder"), "data": name})
+    compare_tasks([Path("own")])
+    header = (Path("own") / "overview.md").read_text().splitlines()[0]
+    assert "ImageFolder (leaves): accuracy" in header
+    assert "ImageFolder (roots): accuracy" in header
