@@ -312,6 +312,12 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
             ["callbacks.timing={}", "~callbacks.timing._target_"],
             r"callbacks\.timing must have a _target_.*~callbacks\.timing",
         ),
+        (
+            ["+callbacks.swa={_target_:pytorch_lightning.callbacks.StochasticWeightAveraging,swa_lrs:0.1}"],
+            r"callbacks\.swa: StochasticWeightAveraging .* after the last checkpoint.*WeightAveraging",
+        ),
+        (["hydra.run.dir=there"], r"hydra\.run\.dir=there: .* no effect\. Set run_dir="),
+        (["hydra/launcher=basic"], r"hydra/launcher=basic: .* no effect"),
         (["logger.wandb=offline"], r"logger\.wandb must hold mode, project and entity"),
         (["logger=wandb_offline", "logger.wandb.entity=5"], r"logger\.wandb\.entity must be text or null"),
         (["method.lr=inf"], r"method\.lr must be a finite positive number"),

@@ -81,8 +81,25 @@ class _Layer:
         return self._input._version != self._version
 
 
+# What may put examples into another order, in which a layer's rows would be those of others.
+REORDERING = {
+    getattr(owner, name)
+    for name in ("flip", "roll", "index_select", "gather", "take_along_dim", "sort", "scatter", "index_copy")
+    for owner in (torch, Tensor)
+} | {torch.flipud, Tensor.flipud, torch.index_put, Tensor.index_put, Tensor.index_put_, Tensor.__setitem__}
+
+
+def _reorders(func: Callable, args: tuple) -> bool:
+    indexed = func is Tensor.__getitem__ and any(isinstance(leaf, Tensor | list) for leaf in _indices(args[1]))
+    return indexed or func in REORDERING
+
+
+def _indices(index: object) -> tuple:
+    return index if isinstance(index, tuple) else (index,)
+
+
 class _Capture(TorchFunctionMode):
-    """Keeps each layer that parameters `params` have, of those whose input is n examples."""
+    """Keeps each layer that parameters `params` have, of those whose input is n examples in their own order."""
 
     def __init__(self, params: Params, n: int) -> None:
         super().__init__()
@@ -96,6 +113,7 @@ class _Capture(TorchFunctionMode):
         kwargs = kwargs or {}
         used = [self.names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.names]
         if not used:
+            self.unserved |= _reorders(func, args)
             return func(*args, **kwargs)
         served = {torch.conv2d: self._conv2d, F.linear: self._linear, F.group_norm: self._group_norm}.get(func)
         result = served(*args, **kwargs) if served is not None and self.seen.isdisjoint(used) else None

@@ -239,3 +239,33 @@ def test_parameters_inside_a_vmap_are_left_to_vmap():
     for k in range(2):
         one = {key: p[k] for key, p in several.items()}
         assert torch.allclose(found[k], Jacobian(network, one, x, coupled=False).dense())
+
+
+class Reordering(nn.Module):
+    """A network that puts its examples into another order, and back at the end."""
+
+    def __init__(self, there, back):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.there, self.back = there, back
+
+    def forward(self, x):
+        order = x[:, 0].argsort()
+        return self.back(self.last(self.first(self.there(x, order)).tanh()), order)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Reordering(lambda x, order: x[order], lambda x, order: x[order.argsort()]),
+        Reordering(lambda x, order: x.flip(0), lambda x, order: x.flip(0)),
+        Reordering(lambda x, order: torch.roll(x, 1, 0), lambda x, order: x.roll(-1, 0)),
+        Reordering(lambda x, order: x.index_select(0, order), lambda x, order: x.index_select(0, order.argsort())),
+    ],
+)
+def test_examples_in_another_order_keep_their_rows(module):
+    network, params = functional(module.double())
+    x = torch.tensor([[3.0, 1, 0], [1, 2, 5], [2, 0, 1]], dtype=torch.float64)
+    assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x) is None
+    found = Jacobian(network, params, x, coupled=False).dense()
+    assert torch.allclose(found.flatten(0, 1), dense_jacobian(network, params, x))

@@ -341,3 +341,20 @@ def test_changed_data_are_named_on_resuming(split, tmp_path, capsys):
     Image.new("L", (16, 16), 255).save(tmp_path / "images" / split / f"{split}_a" / "0.png")
     train.main(["ckpt=run", "steps=4"])
     assert "The data have changed since the run was written" in capsys.readouterr().out
+
+
+def test_a_run_that_stopped_early_stays_stopped_unless_more_steps_are_asked_for(capsys):
+    early = "{_target_:pytorch_lightning.callbacks.EarlyStopping,monitor:val/mse,patience:1,min_delta:1000}"
+    run(*TINY_SINE, "steps=20", "val_every=2", f"+callbacks.early={early}", folder="run")
+    reached = torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert reached < 20
+    whole = read_results(Path("run"))
+    Path("run/results.json").unlink()  # As when it was killed in its test.
+    train.main(["ckpt=run"])
+    assert "stopped early; steps=MORE" in capsys.readouterr().out
+    again = read_results(Path("run"))
+    assert again.episodes == whole.episodes
+    assert again.timings["fit_s"] == whole.timings["fit_s"]
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == reached
+    train.main(["ckpt=run", "steps=24"])
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] > reached
