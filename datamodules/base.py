@@ -74,7 +74,12 @@ class EpisodicDataModule(pl.LightningDataModule):
     # ---- what a data set provides ----------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what episodes are drawn from. Called more than once; the later calls must cost nothing."""
+        """Load what episodes are drawn from. Called more than once; the later calls must cost nothing.
+
+        Args:
+            stage: what follows: "fit", "validate" or "test", as a Trainer says it, or None for anything. With "test"
+                the test split alone must be able to give episodes; `spec` must be known after each.
+        """
 
     @property
     def spec(self) -> TaskSpec:
