@@ -20,6 +20,8 @@ from datamodules.checks.survey import SPLITS, Survey
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 
+# Test episodes by which data are known, unless they say otherwise.
+HASHED_EPISODES = 4
 # (epoch, index): the name of an episode within its split.
 Key = tuple[int, int]
 
@@ -99,8 +101,14 @@ class EpisodicDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def content_hash(self) -> str:
-        """Identifies the test split's content, where there is any."""
-        return ""
+        """Identifies the test split's content: by default by its first episodes; valid when they can be drawn."""
+        digest = hashlib.sha256()
+        for index in range(min(HASHED_EPISODES, self.episodes["test"])):
+            task = self.draw("test", 0, index)
+            for tensor in (task.support_x, task.support_y, task.query_x, task.query_y):
+                values = rounded(tensor.double().numpy()) if tensor.is_floating_point() else tensor.long().numpy()
+                digest.update(str(values.shape).encode() + values.tobytes())
+        return digest.hexdigest()
 
     def has_split(self, split: str) -> bool:
         """Whether the data set has this split; only "val" may be missing."""
@@ -249,6 +257,12 @@ def as_it_is(batch: Episode) -> Episode:
 def as_unit_floats(x: Tensor, dtype: torch.dtype) -> Tensor:
     """uint8 images to floats in [0, 1]; anything else as it is."""
     return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Floats to ten binary digits: equal in spite of the rounding of other machines and precisions."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.rint(mantissa * 2**10) / 2**10, exponent) + 0.0  # No -0.
 
 
 def check_at_least(minimum: int, value: int, key: str) -> None:

@@ -53,7 +53,7 @@ class RegressionDataModule(EpisodicDataModule):
         raise NotImplementedError
 
     def family(self) -> dict[str, Any]:
-        """Plain values that decide the family besides its class: the subclass's own settings."""
+        """Settings of the subclass's own, to be named in results and where runs differ."""
         return {}
 
     @property
