@@ -45,6 +45,18 @@ def test_a_function_of_the_wrong_dimension_is_named():
         Wrong().draw("train", 0, 0)
 
 
+@pytest.mark.parametrize("function", [np.log, lambda x: np.sqrt(x.astype(complex)), lambda x: x / 0])
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
+def test_a_function_without_finite_values_is_named(function):
+    class Wrong(RegressionDataModule):
+        def sample_task(self, rng):
+            return function
+
+    with pytest.raises(DataError, match=r"A task of Wrong must give finite real numbers for x from -5\.0 to 5\.0"):
+        Wrong().draw("train", 0, 0)
+    assert len(Wrong().survey().findings) == 3
+
+
 def test_fourier_tasks_are_series_of_unit_variance():
     data = Fourier(shots=40, queries=40, terms=3)
     values = []
