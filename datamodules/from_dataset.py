@@ -32,7 +32,7 @@ class FromDataset(ImageDataModule):
             `[channels, h, w]`), of bytes or of numbers in [0, 1]. Its transform must neither be random nor normalise.
         labels: the dataset's attribute that holds its labels; None looks at those in `LABELS`.
         split_file: CSV with header `split,class`; a class is one of `dataset.classes` (a tuple joined by ", "), or a
-            label. None splits by `fractions`.
+            label: where there are no names, or `labels` are others than None finds. None splits by `fractions`.
         fractions: parts of the classes for training, validation and test; the second may be 0.
         split_seed: of the choice of classes for each part.
         image_size: side of the square that images are resized to, in pixels; None leaves them as they are.
@@ -82,7 +82,8 @@ class FromDataset(ImageDataModule):
                 f"data.dataset={describe(self.dataset)} has {len(self.dataset)} items but {len(labels)} labels. Set "
                 "data.labels to the attribute with one label an item."
             )
-        members = name_classes(self.dataset, labels)
+        named = self.labels is None or are_found_first(self.dataset, labels)
+        members = name_classes(class_names(self.dataset) if named else None, labels)
         if self.split_file is not None:
             chosen = read_split(find_split_file(self.split_file))
             chosen.check_known(members, "class of data.dataset")
@@ -199,10 +200,17 @@ def whole_numbers(values: Any, name: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def name_classes(dataset: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The items of each class by its name: of `dataset.classes` where it has names for all labels, else the label."""
+def are_found_first(dataset: Any, labels: np.ndarray) -> bool:
+    """Whether labels are those that are read without an attribute's name: the ones that `dataset.classes` names."""
+    try:
+        return np.array_equal(read_labels(dataset), labels)
+    except ConfigError:
+        return False
+
+
+def name_classes(names: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The items of each class by its name: one of `names` where there is one for all labels, else the label."""
     present = np.unique(labels).tolist()
-    names = class_names(dataset)
     fits = isinstance(names, list | tuple) and present[0] >= 0 and present[-1] < len(names)
     known = [as_name(names[label]) for label in present] if fits else []
     if len(set(known)) != len(present):

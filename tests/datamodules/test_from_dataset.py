@@ -208,6 +208,24 @@ def test_classes_have_the_names_of_the_dataset():
     assert set(make(dataset).class_sizes("train")) < {str(k) for k in range(8)}
 
 
+def test_names_are_of_the_labels_that_are_found_first(tmp_path):
+    dataset = Labelled()
+    dataset.classes = [f"kind {k}" for k in range(8)]
+    dataset.coarse = [label // 2 for label in dataset.targets]
+    dataset.again = list(dataset.targets)
+    file = tmp_path / "split.csv"
+    file.write_text("split,class\ntrain,0\ntrain,1\ntest,2\ntest,3\n")
+    data = make(dataset, labels="coarse", split_file=str(file))
+    assert data.class_sizes("test") == {"2": 12, "3": 12}
+    assert data.class_sizes("train") == {"0": 12, "1": 12}
+    assert set(make(dataset, labels="again").class_sizes("train")) < set(dataset.classes)
+    part = make(Subset(dataset, range(40)), labels="coarse", fractions=[0.5, 0, 0.5])
+    assert set(part.class_sizes("train")) < set("0123")
+    alone = Labelled("coarse")
+    alone.classes = dataset.classes
+    assert set(make(alone, labels="coarse").class_sizes("train")) < set("01234567")
+
+
 def test_parts_put_together_must_agree_in_their_classes():
     first, second = Labelled(), Labelled()
     first.classes, second.classes = ([f"{letter}{k}" for k in range(8)] for letter in "ab")
