@@ -104,6 +104,20 @@ def test_images_that_splits_share_are_found_and_the_picture_is_drawn(images, cap
     assert f"Not wrong, but to be known:\n{note}\n" in output.out
 
 
+def test_classes_of_a_split_that_are_the_same_are_told_of(images, capsys):
+    (images / "train" / "train_9").symlink_to(Path("train_2"))
+    shutil.copy(images / "train" / "train_2" / "1.png", images / "train" / "train_0" / "1.png")
+    for number in (2, 5):
+        shutil.copy(images / "test" / "test_0" / f"{number}.png", images / "test" / "test_2" / f"{number}.png")
+    shutil.copy(images / "val" / "val_0" / "1.png", images / "val" / "val_0" / "2.png")  # Within one class.
+    content, _ = survey(capsys, *FOLDER)
+    assert content["notes"] == [
+        "Class 'train_9' of the train split is also there as 'train_2': 6 of its 6 images are the same. 2 more pairs "
+        "of classes of this split share images.",
+        "Class 'test_2' of the test split is also there as 'test_0': 2 of its 6 images are the same.",
+    ]
+
+
 def test_files_that_are_passed_over_are_told_of(images, capsys):
     for name in ("a.heic", "b.heic", "c.txt"):
         (images / "val" / "val_1" / name).touch()
