@@ -164,9 +164,17 @@ def read_labels(dataset: Any, attribute: str | None = None) -> np.ndarray:
 
     Raises:
         ConfigError: they are not to be found, or are no whole numbers; the message names `data.labels`.
+        DataError: a Subset is of items that are not there.
     """
     if isinstance(dataset, Subset):
-        return read_labels(dataset.dataset, attribute)[np.asarray(dataset.indices, dtype=np.int64)]
+        labels, indices = read_labels(dataset.dataset, attribute), np.asarray(dataset.indices, dtype=np.int64)
+        outside = indices[(indices < -len(labels)) | (indices >= len(labels))]
+        if len(outside):
+            raise DataError(
+                f"data.dataset is a Subset with the index {outside[0]}, but the {describe(dataset.dataset)} that it is "
+                f"of has {len(labels)} items. Leave out indices beyond them."
+            )
+        return labels[indices]
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([read_labels(part, attribute) for part in dataset.datasets])
     if isinstance(dataset, TensorDataset) and attribute is None:
@@ -208,10 +216,10 @@ def are_found_first(dataset: Any, labels: np.ndarray) -> bool:
         return False
 
 
-def name_classes(names: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
+def name_classes(names: list | None, labels: np.ndarray) -> dict[str, np.ndarray]:
     """The items of each class by its name: one of `names` where there is one for all labels, else the label."""
     present = np.unique(labels).tolist()
-    fits = isinstance(names, list | tuple) and present[0] >= 0 and present[-1] < len(names)
+    fits = names is not None and present[0] >= 0 and present[-1] < len(names)
     known = [as_name(names[label]) for label in present] if fits else []
     if len(set(known)) != len(present):
         known = [str(label) for label in present]
@@ -223,12 +231,14 @@ def as_name(name: Any) -> str:
     return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
 
 
-def class_names(dataset: Any) -> Any:
-    """The attribute `classes` of a dataset, of a part of one, or of several put together, which must agree in it."""
+def class_names(dataset: Any) -> list | None:
+    """The list `classes` of a dataset, of a part of one, or of several put together, which must agree in it."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     if not isinstance(dataset, ConcatDataset):
-        return getattr(dataset, "classes", None)
+        names = getattr(dataset, "classes", None)
+        names = names.tolist() if hasattr(names, "tolist") else names  # Of numpy, torch and pandas.
+        return list(names) if isinstance(names, list | tuple) else None
     first, *others = [class_names(part) for part in dataset.datasets]
     if any(other != first for other in others):
         raise ConfigError(

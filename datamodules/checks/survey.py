@@ -52,6 +52,8 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shar
         else:
             survey.findings += shared
         survey.notes += _shared_within(splits)
+        if survey.rows and not any(np.max(images) > 1 for classes in splits.values() for images in classes.values()):
+            survey.notes.append("No image has a value above 1: is it 0 to 255 that is meant? Then multiply by 255.")
     shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
     if len(shapes) > 1:
         survey.findings.append(f"The splits have images of different shapes: {', '.join(map(str, sorted(shapes)))}.")

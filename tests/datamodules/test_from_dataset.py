@@ -235,6 +235,40 @@ def test_parts_put_together_must_agree_in_their_classes():
     assert set(make(ConcatDataset([first, second])).class_sizes("train")) < set(first.classes)
 
 
+@pytest.mark.parametrize("kind", [np.array, tuple, list])
+def test_names_may_be_an_array(kind):
+    first, second = Labelled(), Labelled()
+    first.classes = kind([f"kind {k}" for k in range(8)])
+    assert all(name.startswith("kind ") for name in make(first).class_sizes("train"))
+    second.classes = list(first.classes)
+    assert all(name.startswith("kind ") for name in make(ConcatDataset([first, second])).class_sizes("train"))
+    second.classes = kind([f"other {k}" for k in range(8)])
+    with pytest.raises(ConfigError, match="parts with different `classes`"):
+        make(ConcatDataset([first, second]))
+
+
+@pytest.mark.parametrize("index", [48, 1000, -49])
+def test_a_part_of_items_that_are_not_there_is_named(index):
+    with pytest.raises(DataError, match=rf"Subset with the index {index}, but the Labelled that it is of has 48 items"):
+        make(Subset(Labelled(), [0, index, 5]))
+    assert read_labels(Subset(Labelled(), [0, 47, -1])).tolist() == [0, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("convert", "noted"),
+    [
+        (lambda pixels: pixels % 2, True),
+        (lambda pixels: (pixels % 2).astype(np.int64), True),
+        (lambda pixels: pixels % 2 > 0, False),
+        (lambda pixels: (pixels % 2).astype(np.float32), False),
+        (lambda pixels: pixels % 3, False),
+    ],
+)
+def test_bytes_of_0_and_1_are_told_of(convert, noted):
+    notes = FromDataset(dataset=Labelled(convert=convert), ways=2, queries=2).survey().notes
+    assert any("No image has a value above 1: is it 0 to 255 that is meant?" in note for note in notes) == noted
+
+
 def test_grey_images_among_coloured_ones_need_channels():
     class Mixed(Labelled):
         def __getitem__(self, number):
