@@ -13,7 +13,15 @@ from matplotlib.figure import Figure
 from callbacks import ood_figures
 from callbacks.base import Measured, ProbeCallback, Stage
 from callbacks.ood_scores import calibration_error, difference_of_sets, scores
-from callbacks.ood_targets import Targets, build_targets, check_targets, fitted, made_ready, with_names
+from callbacks.ood_targets import (
+    Targets,
+    build_targets,
+    check_targets,
+    fitted,
+    made_ready,
+    split_in_training,
+    with_names,
+)
 from callbacks.probing import on_device
 from lightning_ntk.corruptions import SEVERITIES, corruption
 from lightning_ntk.episode import Episode
@@ -37,8 +45,8 @@ class OutOfDistribution(ProbeCallback):
     Args:
         targets: data sets, by their names in conf/data, or names with settings (see `ood_targets.build_target`) or
             with data modules; None is digits where the run classifies images in at most 10 ways. Their episodes are
-            those of their validation split in training, where they have one, else of their test split. A Trainer of
-            one's own takes data modules alone, and None is no target there.
+            those of their validation split in training, where it can give them, else of their test split. A Trainer
+            of one's own takes data modules alone, and None is no target there.
         corruptions: kinds of `lightning_ntk.corruptions`; None is five of them where the data are images.
         severities, fit_severities: from 1 to 5, at the test and in training.
         **cadence: see `ProbeCallback`.
@@ -74,6 +82,7 @@ class OutOfDistribution(ProbeCallback):
                 except ConfigError as error:
                     raise ConfigError(f"callbacks.ood.corruptions, callbacks.ood.severities: {error}") from error
         self.data: dict[str, pl.LightningDataModule] = {}
+        self.splits: dict[str, dict[str, str]] = {}
         self.eval_seed = 0
         self._has_begun = False
 
@@ -118,6 +127,8 @@ class OutOfDistribution(ProbeCallback):
 
     def _begin(self, source: pl.LightningDataModule, targets: dict[str, pl.LightningDataModule]) -> None:
         self.eval_seed, self.data, self._has_begun = source.eval_seed, targets, True
+        in_training = {name: split_in_training(data) for name, data in targets.items()}
+        self.splits = {"fit": in_training, "test": dict.fromkeys(targets, "test")}
 
     # ---- one task --------------------------------------------------------------------------------------------------
 
@@ -127,8 +138,7 @@ class OutOfDistribution(ProbeCallback):
         for kind in self.kinds or ():
             measured |= self._corrupted(method, predictor, episode, kind, stage)
         for name, data in self.data.items():
-            split = "val" if stage == "fit" and data.has_split("val") else "test"
-            drawn = on_device(method.trainer, data.draw(split, 0, int(episode.index)))
+            drawn = on_device(method.trainer, data.draw(self.splits[stage][name], 0, int(episode.index)))
             task = fitted(drawn, method.spec.input_shape)
             adapted = method.adapt(task.support_x, task.support_y)
             measured |= scores(method, adapted, task.query_x, task.query_y, f"ood/{name}")

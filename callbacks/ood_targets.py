@@ -75,17 +75,28 @@ def build_target(name: str, settings: Mapping[str, Any], run: Run) -> pl.Lightni
 
 
 def made_ready(name: str, data: pl.LightningDataModule, method: MetaLearner) -> pl.LightningDataModule:
-    """A target's data, ready to draw tasks that the method can take.
+    """A target's data, ready to draw test tasks that the method can take.
 
     Raises:
         ConfigError: naming the target, and what is wrong with it.
     """
     with _naming(name):
         data.prepare_data()
-        data.setup()
+        data.setup("test")
     ways = data.task_settings().get("ways", data.spec.outputs)
     check_fits(f"callbacks.ood.targets.{name}", data.spec, method.spec, ways=ways, any_ways=method.any_ways)
     return data
+
+
+def split_in_training(data: pl.LightningDataModule) -> str:
+    """The split that a target's tasks are from in training: "val" where it can give them, else "test"."""
+    if not data.has_split("val"):
+        return "test"
+    try:
+        data.setup("validate")
+    except ConfigError:
+        return "test"
+    return "val"
 
 
 @contextlib.contextmanager

@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from datamodules.checks.drawn import check_episode
 from datamodules.checks.survey import SPLITS, Survey
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, DataError
 
+# Test episodes by which data are known, unless they say otherwise.
+HASHED_EPISODES = 4
 # (epoch, index): the name of an episode within its split.
 Key = tuple[int, int]
 
@@ -70,11 +73,17 @@ class EpisodicDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.eval_seed = eval_seed
+        self._looked_at: set[str] = set()
 
     # ---- what a data set provides ----------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Load what episodes are drawn from. Called more than once; the later calls must cost nothing."""
+        """Load what episodes are drawn from. Called more than once; the later calls must cost nothing.
+
+        Args:
+            stage: what follows: "fit", "validate" or "test", as a Trainer says it, or None for anything. With "test"
+                the test split alone must be able to give episodes; `spec` must be known after each.
+        """
 
     @property
     def spec(self) -> TaskSpec:
@@ -94,8 +103,14 @@ class EpisodicDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def content_hash(self) -> str:
-        """Identifies the test split's content, where there is any."""
-        return ""
+        """Identifies the test split's content: by default by its first episodes; valid when they can be drawn."""
+        digest = hashlib.sha256()
+        for index in range(min(HASHED_EPISODES, self.episodes["test"])):
+            task = self.draw("test", 0, index)
+            for tensor in (task.support_x, task.support_y, task.query_x, task.query_y):
+                values = rounded(tensor.double().numpy()) if tensor.is_floating_point() else tensor.long().numpy()
+                digest.update(str(values.shape).encode() + values.tobytes())
+        return digest.hexdigest()
 
     def has_split(self, split: str) -> bool:
         """Whether the data set has this split; only "val" may be missing."""
@@ -105,7 +120,13 @@ class EpisodicDataModule(pl.LightningDataModule):
         """What the data set holds and what is wrong with it, without `setup` having to succeed."""
         self.prepare_data()
         self.setup()
-        return Survey()
+        survey = Survey()
+        for split in filter(self.has_split, SPLITS):
+            try:
+                self.check_drawn(split)
+            except DataError as error:
+                survey.findings.append(str(error))
+        return survey
 
     # ---- written once ----------------------------------------------------------------------------------------------
 
@@ -119,8 +140,21 @@ class EpisodicDataModule(pl.LightningDataModule):
         identity = [self.episodes["test"], self.eval_seed, self.task_settings(), self.content_hash()]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
+    def check_drawn(self, split: str) -> None:
+        """Raise `DataError` unless the first episode of a split is one that methods take; it is looked at once."""
+        if split not in self._looked_at:
+            what = f"Episode 0 of the {split} split of {type(self).__name__}"
+            trained = self.spec.outputs
+            tested = self.task_settings().get("ways", trained)  # Methods without a head take more.
+            ways = {"train": trained, "val": max(trained, tested), "test": tested}[split]
+            check_episode(self.draw(split, 0, 0), self.spec, ways, what)
+            self._looked_at.add(split)
+
     def check_shared(self, processes: int, splits: Sequence[str] = SPLITS) -> None:
-        """Raise `ConfigError` unless processes can share a step's tasks equally, and each has episodes to evaluate."""
+        """Raise `ConfigError` unless processes can share a step's tasks equally, and each has episodes to evaluate.
+
+        The first episode of each split is looked at, too, by `check_drawn`.
+        """
         if "train" in splits and self.tasks_per_step % processes:
             raise ConfigError(
                 f"data.tasks_per_step={self.tasks_per_step} tasks cannot be shared equally by trainer.devices="
@@ -132,12 +166,15 @@ class EpisodicDataModule(pl.LightningDataModule):
                     f"data.{split}_episodes={episodes} leaves some of trainer.devices={processes} processes without an "
                     f"episode. Make it at least {processes}."
                 )
+        for split in filter(self.has_split, splits):
+            self.check_drawn(split)
 
     def batch(self, split: str, indices: Sequence[int], epoch: int = 0) -> Episode:
         """Episodes of a split as methods take them, stacked, without a trainer: on the CPU, images as floats in [0, 1].
 
         Of a test or a validation, `epoch` is 0. Valid after `setup`.
         """
+        self.check_drawn(split)
         return self.on_after_batch_transfer(self.draw_batch(split, [(epoch, index) for index in indices]), 0)
 
     def train_dataloader(self) -> DataLoader:
@@ -161,16 +198,17 @@ class EpisodicDataModule(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
-        """Images arrive as uint8 and become floats in [0, 1] here, on the device, as precise as the network."""
+        """Floats become as precise as the network; images arrive as uint8 and become floats in [0, 1]."""
         dtype = torch.get_default_dtype() if self.trainer is None else self.trainer.lightning_module.dtype
-        support_x, query_x = (as_unit_floats(x, dtype) for x in (batch.support_x, batch.query_x))
-        return Episode(support_x, batch.support_y, query_x, batch.query_y, batch.index)
+        parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+        return Episode(*(as_unit_floats(part, dtype) for part in parts), batch.index)
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         sampler = EpisodeSampler(self.episodes[split], *self._rank(), follow_epoch=False)
         return self._loader(split, sampler, self.eval_tasks_per_batch)
 
     def _loader(self, split: str, sampler: Sampler, batch_size: int) -> DataLoader:
+        self.check_drawn(split)
         return DataLoader(
             EpisodeDataset(self, split),
             batch_size=batch_size,
@@ -242,8 +280,16 @@ def as_it_is(batch: Episode) -> Episode:
 
 
 def as_unit_floats(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 images to floats in [0, 1]; anything else as it is."""
-    return x.to(dtype).div_(255) if x.dtype == torch.uint8 else x
+    """uint8 images to floats in [0, 1], floats to the same type; class numbers as they are."""
+    if x.dtype == torch.uint8:
+        return x.to(dtype).div_(255)
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    """Floats to ten binary digits: equal in spite of the rounding of other machines and precisions."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.rint(mantissa * 2**10) / 2**10, exponent) + 0.0  # No -0.
 
 
 def check_at_least(minimum: int, value: int, key: str) -> None:

@@ -32,7 +32,7 @@ class FromDataset(ImageDataModule):
             `[channels, h, w]`), of bytes or of numbers in [0, 1]. Its transform must neither be random nor normalise.
         labels: the dataset's attribute that holds its labels; None looks at those in `LABELS`.
         split_file: CSV with header `split,class`; a class is one of `dataset.classes` (a tuple joined by ", "), or a
-            label. None splits by `fractions`.
+            label: where there are no names, or `labels` are others than None finds. None splits by `fractions`.
         fractions: parts of the classes for training, validation and test; the second may be 0.
         split_seed: of the choice of classes for each part.
         image_size: side of the square that images are resized to, in pixels; None leaves them as they are.
@@ -82,7 +82,8 @@ class FromDataset(ImageDataModule):
                 f"data.dataset={describe(self.dataset)} has {len(self.dataset)} items but {len(labels)} labels. Set "
                 "data.labels to the attribute with one label an item."
             )
-        members = name_classes(self.dataset, labels)
+        named = self.labels is None or are_found_first(self.dataset, labels)
+        members = name_classes(class_names(self.dataset) if named else None, labels)
         if self.split_file is not None:
             chosen = read_split(find_split_file(self.split_file))
             chosen.check_known(members, "class of data.dataset")
@@ -163,9 +164,17 @@ def read_labels(dataset: Any, attribute: str | None = None) -> np.ndarray:
 
     Raises:
         ConfigError: they are not to be found, or are no whole numbers; the message names `data.labels`.
+        DataError: a Subset is of items that are not there.
     """
     if isinstance(dataset, Subset):
-        return read_labels(dataset.dataset, attribute)[np.asarray(dataset.indices, dtype=np.int64)]
+        labels, indices = read_labels(dataset.dataset, attribute), np.asarray(dataset.indices, dtype=np.int64)
+        outside = indices[(indices < -len(labels)) | (indices >= len(labels))]
+        if len(outside):
+            raise DataError(
+                f"data.dataset is a Subset with the index {outside[0]}, but the {describe(dataset.dataset)} that it is "
+                f"of has {len(labels)} items. Leave out indices beyond them."
+            )
+        return labels[indices]
     if isinstance(dataset, ConcatDataset):
         return np.concatenate([read_labels(part, attribute) for part in dataset.datasets])
     if isinstance(dataset, TensorDataset) and attribute is None:
@@ -199,11 +208,18 @@ def whole_numbers(values: Any, name: str) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def name_classes(dataset: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """The items of each class by its name: of `dataset.classes` where it has names for all labels, else the label."""
+def are_found_first(dataset: Any, labels: np.ndarray) -> bool:
+    """Whether labels are those that are read without an attribute's name: the ones that `dataset.classes` names."""
+    try:
+        return np.array_equal(read_labels(dataset), labels)
+    except ConfigError:
+        return False
+
+
+def name_classes(names: list | None, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """The items of each class by its name: one of `names` where there is one for all labels, else the label."""
     present = np.unique(labels).tolist()
-    names = class_names(dataset)
-    fits = isinstance(names, list | tuple) and present[0] >= 0 and present[-1] < len(names)
+    fits = names is not None and present[0] >= 0 and present[-1] < len(names)
     known = [as_name(names[label]) for label in present] if fits else []
     if len(set(known)) != len(present):
         known = [str(label) for label in present]
@@ -215,12 +231,14 @@ def as_name(name: Any) -> str:
     return ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
 
 
-def class_names(dataset: Any) -> Any:
-    """The attribute `classes` of a dataset, of a part of one, or of several put together, which must agree in it."""
+def class_names(dataset: Any) -> list | None:
+    """The list `classes` of a dataset, of a part of one, or of several put together, which must agree in it."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     if not isinstance(dataset, ConcatDataset):
-        return getattr(dataset, "classes", None)
+        names = getattr(dataset, "classes", None)
+        names = names.tolist() if hasattr(names, "tolist") else names  # Of numpy, torch and pandas.
+        return list(names) if isinstance(names, list | tuple) else None
     first, *others = [class_names(part) for part in dataset.datasets]
     if any(other != first for other in others):
         raise ConfigError(

@@ -96,6 +96,10 @@ class ImageFolder(CachedImages):
         inner = sorted(str(path.relative_to(self.root)) for path in others if path.is_dir())
         if inner:
             yield f"Folders passed over in class folders: {len(inner)}, the first {inner[0]}."
+        beside = [] if self.split_file is not None else reading(_beside, self.root)
+        if beside:
+            first = beside[0].relative_to(self.root)
+            yield f"Files passed over beside class folders: {len(beside)}, the first {first}."
 
     def made_from(self) -> list[Any]:
         classes = [(split, name, path) for split, own in self._folders().items() for name, path in sorted(own.items())]
@@ -126,7 +130,7 @@ class ImageFolder(CachedImages):
         return folders
 
     def _split_by_folders(self) -> dict[str, dict[str, Path]]:
-        splits = {split: self.root / split for split in SPLITS if (self.root / split).is_dir()}
+        splits = {split: self.root / split for split in SPLITS if _is_folder(self.root / split)}
         missing = [split for split in ("train", "test") if split not in splits and (self.trains or split == "test")]
         if missing:
             raise ConfigError(f"data.root={self.root} has no folder {' and no folder '.join(missing)}. {EXPECTED}")
@@ -135,7 +139,7 @@ class ImageFolder(CachedImages):
             if meant:
                 raise ConfigError(f"data.root={self.root} has the folder {meant[0]}, but validation is val. Rename it.")
         return {
-            split: {class_name(path): path for path in sorted(visible(folder)) if path.is_dir()}
+            split: {class_name(path): path for path in sorted(visible(folder)) if _is_folder(path)}
             for split, folder in splits.items()
         }
 
@@ -155,6 +159,18 @@ def _items(folder: Path) -> list[Item]:
 def _others(folder: Path) -> list[Path]:
     """What a class folder holds besides images, hidden things apart."""
     return [path for path in visible(folder) if path.suffix.lower() not in EXTENSIONS]
+
+
+def _beside(root: Path) -> list[Path]:
+    """What lies in split folders and is no class folder, hidden things apart."""
+    splits = (root / split for split in SPLITS if (root / split).is_dir())
+    return sorted(path for folder in splits for path in visible(folder) if not path.is_dir())
+
+
+def _is_folder(path: Path) -> bool:
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path} is a link to {os.readlink(path)}, which is not there. Restore it, or remove the link.")
+    return path.is_dir()
 
 
 def class_name(folder: Path) -> str:

@@ -168,6 +168,9 @@ class ImageDataModule(EpisodicDataModule):
     def setup(self, stage: str | None = None) -> None:
         if not self._stores:
             self._read_stores()
+        for split in [split for split in drawn_from(stage) if split in self._stores]:
+            for reason in self.lacking(split, self.class_sizes(split)):
+                raise ConfigError(reason)
         if self._rank()[1] > 1:  # `lightning-ntk train` sets up before it knows of ranks; its Trainer does so again.
             for store in self._stores.values():
                 store.share(self.cache_dir)
@@ -190,9 +193,6 @@ class ImageDataModule(EpisodicDataModule):
                 f"data.jitter={self.jitter} needs images of 1 or 3 channels, but these have {shape[0]}. Set it to 0."
             )
         check_disjoint(splits, self.allow_shared_images)
-        for split, classes in splits.items():
-            for reason in self.lacking(split, classes):
-                raise ConfigError(reason)
         self._content_hash = content_hash(splits["test"])
         # What is packed is let go of at once.
         self._stores = {split: ImageStore(splits.pop(split)) for split in list(splits)}
@@ -247,7 +247,8 @@ class ImageDataModule(EpisodicDataModule):
             return survey
         survey = survey_images(splits, self.trains, self.allow_shared_images)
         survey.notes += self.passed_over()
-        survey.findings += [reason for split, classes in splits.items() for reason in self.lacking(split, classes)]
+        for split, classes in splits.items():
+            survey.findings += self.lacking(split, {name: len(images) for name, images in classes.items()})
         return survey
 
     def _read_splits(self) -> dict[str, Classes]:
@@ -356,25 +357,30 @@ class ImageDataModule(EpisodicDataModule):
     def _rotates(self, split: str) -> bool:
         return self.rotate_train_classes and split == "train"
 
-    def lacking(self, split: str, classes: Classes) -> Iterator[str]:
-        """A line for each reason why a split's classes cannot give the tasks that are asked for."""
+    def lacking(self, split: str, sizes: Mapping[str, int]) -> Iterator[str]:
+        """A line for each reason why classes of these sizes cannot give the tasks that are asked of a split."""
         ways, shots, queries = self.shape[split]
         prefix = "data." if split == "train" else "data.eval_"
         asked = f"{prefix}shots={shots}"
         if split == "train" and self.vary_shots is not None:
             shots, asked = self.vary_shots[1], f"data.vary_shots={list(self.vary_shots)}"
-        count = len(classes) * (4 if self._rotates(split) else 1)
+        count = len(sizes) * (4 if self._rotates(split) else 1)
         if ways > count:
             lower = f"Lower {prefix}ways to at most {count}."
             if split == "train" and self.vary_ways is not None:
                 lower = f"Lower the second of data.vary_ways to at most {count}, and data.ways with it."
             yield f"{prefix}ways={ways} classes are asked of an episode, but the {split} split has {count}. {lower}"
-        for name in sorted(classes, key=lambda name: (len(classes[name]), name)):
-            if shots + queries > len(classes[name]):
+        for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+            if shots + queries > sizes[name]:
                 yield (
                     f"{asked} and {prefix}queries={queries} need {shots + queries} images of a class, but class "
-                    f"{name!r} of the {split} split has {len(classes[name])}. Lower one of them."
+                    f"{name!r} of the {split} split has {sizes[name]}. Lower one of them."
                 )
+
+
+def drawn_from(stage: str | None) -> Sequence[str]:
+    """The splits that must give tasks in a stage; a training is refused for what its test would lack, too."""
+    return {"validate": ("val",), "test": ("test",)}.get(stage, SPLITS)
 
 
 def check_range(range_: Sequence[int] | None, minimum: int, key: str) -> tuple[int, int] | None:

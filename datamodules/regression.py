@@ -53,7 +53,7 @@ class RegressionDataModule(EpisodicDataModule):
         raise NotImplementedError
 
     def family(self) -> dict[str, Any]:
-        """Plain values that decide the family besides its class: the subclass's own settings."""
+        """Settings of the subclass's own, to be named in results and where runs differ."""
         return {}
 
     @property
@@ -81,6 +81,11 @@ class RegressionDataModule(EpisodicDataModule):
             raise DataError(
                 f"A task of {type(self).__name__} must map {x.shape} to {(len(x), self.outputs)}, but gave {y.shape}. "
                 "See `inputs` and `outputs` of the class."
+            )
+        if np.iscomplexobj(y) or not np.isfinite(y).all():
+            raise DataError(
+                f"A task of {type(self).__name__} must give finite real numbers for x from {self.low} to {self.high}, "
+                "but gave others. See `sample_task`, and `low` and `high`, of the class."
             )
         x, y = (torch.from_numpy(a).to(torch.get_default_dtype()) for a in (x, y))
         return Episode(x[:shots], y[:shots], x[shots:], y[shots:], torch.tensor(index))

@@ -112,11 +112,13 @@ def write_picture(data: pl.LightningDataModule, file: Path, findings: list[str])
     data.allow_shared_images = True  # They have been told of.
     try:
         data.setup()
+        splits = [split for split in ("train", "val", "test") if data.has_split(split)]
+        for split in splits:
+            data.check_drawn(split)
     except LightningNTKError:
         if not findings:
             raise
         return False
-    splits = [split for split in ("train", "val", "test") if data.has_split(split)]
     rounds = [(split, index) for index in range(3) for split in reversed(splits)]
     chosen = sorted(rounds[:3], key=lambda episode: (splits.index(episode[0]), episode[1]))
     draw_episodes(file, [(f"{split}, episode {index}", data.draw(split, 0, index)) for split, index in chosen])

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from PIL import Image
 from torch.utils.data import Dataset
 
+from datamodules.base import EpisodicDataModule
 from lightning_ntk import cli
-from lightning_ntk.episode import Episode
+from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.episode_picture import draw_episodes
 from lightning_ntk.settings.config import conf_folder, groups
 
@@ -89,6 +90,55 @@ def test_functions_are_drawn(data, capsys):
     assert {(31, 119, 180), (255, 127, 14)} <= colours("seen/episodes.png"), "queries and support points"
 
 
+@pytest.mark.parametrize("shape", [(4,), (1,), (2, 3), (2, 5, 5)])
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_vectors_and_what_else_is_no_image_are_points(shape, kind, tmp_path):
+    torch.manual_seed(0)
+    y = torch.arange(3).repeat(4) if kind == "classification" else torch.randn(12, 2)
+    episode = Episode(torch.randn(12, *shape), y, torch.randn(12, *shape), y, torch.tensor(0))
+    draw_episodes(tmp_path / "episodes.png", [("test, episode 0", episode)])
+    found = colours(tmp_path / "episodes.png")
+    of_classes = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
+    assert of_classes <= found if kind == "classification" else {(31, 119, 180), (255, 127, 14)} <= found
+
+
+def test_images_of_floats_look_like_those_of_bytes(tmp_path):
+    x, y = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8), torch.arange(3).repeat(2)
+    for name, images in (("bytes", x), ("floats", x / 255 + 1e-4)):
+        draw_episodes(tmp_path / f"{name}.png", [("it", Episode(images, y, images, y, torch.tensor(0)))])
+    assert (tmp_path / "bytes.png").read_bytes() == (tmp_path / "floats.png").read_bytes()
+
+
+class Blobs(EpisodicDataModule):
+    spec = TaskSpec("classification", (4,), 3)
+
+    def __init__(self, *, first=0):
+        super().__init__()
+        self.first = first
+
+    def task_settings(self):
+        return {"data": "Blobs"}
+
+    def draw(self, split, epoch, index):
+        x, y = torch.from_numpy(self.rng(split, epoch, index).normal(size=(12, 4))), torch.arange(12) % 3 + self.first
+        return Episode(x[:6], y[:6], x[6:], y[6:], torch.tensor(index))
+
+
+def test_a_data_set_of_vectors_has_a_picture_and_what_is_wrong_with_it_a_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "blobs.yaml").write_text("# Mine.\n_target_: test_data.Blobs\nfirst: 0\n")
+    words = ["--config-dir", str(tmp_path / "conf"), "data=blobs"]
+    content, _ = survey(capsys, *words)
+    assert content == {"data": "blobs", "splits": [], "findings": [], "notes": []}
+    assert Path("seen/episodes.png").exists()
+    content, _ = survey(capsys, *words, "data.first=1", status=2)
+    assert [line.partition(" of Blobs ")[0] for line in content["findings"]] == [
+        f"Episode 0 of the {split} split" for split in ("train", "val", "test")
+    ]
+    assert not Path("seen/episodes.png").exists()
+
+
 def test_images_that_splits_share_are_found_and_the_picture_is_drawn(images, capsys):
     for number in (1, 3):
         shutil.copy(images / "train" / "train_2" / f"{number}.png", images / "test" / "test_1" / f"{number}.png")
@@ -102,6 +152,20 @@ def test_images_that_splits_share_are_found_and_the_picture_is_drawn(images, cap
     note = f"{content['findings'][0]} data.allow_shared_images=true allows it."
     assert (allowed["findings"], allowed["notes"]) == ([], [note])
     assert f"Not wrong, but to be known:\n{note}\n" in output.out
+
+
+def test_classes_of_a_split_that_are_the_same_are_told_of(images, capsys):
+    (images / "train" / "train_9").symlink_to(Path("train_2"))
+    shutil.copy(images / "train" / "train_2" / "1.png", images / "train" / "train_0" / "1.png")
+    for number in (2, 5):
+        shutil.copy(images / "test" / "test_0" / f"{number}.png", images / "test" / "test_2" / f"{number}.png")
+    shutil.copy(images / "val" / "val_0" / "1.png", images / "val" / "val_0" / "2.png")  # Within one class.
+    content, _ = survey(capsys, *FOLDER)
+    assert content["notes"] == [
+        "Class 'train_9' of the train split is also there as 'train_2': 6 of its 6 images are the same. 2 more pairs "
+        "of classes of this split share images.",
+        "Class 'test_2' of the test split is also there as 'test_0': 2 of its 6 images are the same.",
+    ]
 
 
 def test_files_that_are_passed_over_are_told_of(images, capsys):

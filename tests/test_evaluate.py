@@ -77,6 +77,14 @@ def test_methods_without_a_head_can_be_tested_with_other_ways():
     assert evaluated("data.ways=7", name="more").task["ways"] == 7
 
 
+def test_splits_that_are_not_tested_on_may_be_too_small():
+    settings = ["data=glyphs", "data.queries=2", "network.filters=8", "method=protonet", "data.ways=4"]
+    run(*TINY, *settings)
+    assert evaluated("data.eval_ways=50").task["ways"] == 50, "of 41 validation classes and 57 test classes"
+    with pytest.raises(ConfigError, match=r"eval_ways=60 .* the test split has 57"):
+        evaluated("data.eval_ways=60", name="more")
+
+
 def test_settings_that_change_the_parameters_are_refused():
     run(*TINY_SINE, "method=maml", "method.learn_inner_lrs=true", "method.adapt_steps=2")
     assert evaluated("method.test_adapt_steps=5").config["method"]["test_adapt_steps"] == 5

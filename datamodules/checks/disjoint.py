@@ -1,4 +1,4 @@
-"""Images that two splits share: unseen classes must be unseen, and no image of theirs may have been trained on."""
+"""Images that splits or classes share: unseen classes must be unseen, and no image of theirs have been trained on."""
 
 import dataclasses
 import hashlib
@@ -15,15 +15,24 @@ _RUNS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Images that a class of one split has in common with a class of another: so many of each class's images."""
+    """Images that two classes have in common: so many of the second's; and how many each of the two has."""
 
     first: tuple[str, str]  # split, class
     second: tuple[str, str]
     images: int
     of: tuple[int, int]
 
+    def part(self) -> float:
+        """How much of the smaller class is shared."""
+        return self.images / min(self.of)
+
     def __str__(self) -> str:
         (first, first_class), (second, second_class) = self.first, self.second
+        if first == second:
+            return (
+                f"Class {second_class!r} of the {second} split is also there as {first_class!r}: {self.images} of its "
+                f"{self.of[1]} images are the same."
+            )
         return (
             f"Class {second_class!r} of the {second} split is also in the {first} split, as {first_class!r}: "
             f"{self.images} of its {self.of[1]} images are there."
@@ -36,7 +45,7 @@ def check_disjoint(splits: Mapping[str, Classes], allow_shared_images: bool = Fa
         raise DataError(f"{finding} Few-shot classes must not be shared: remove it from one of them.")
     found = [] if allow_shared_images else shared_images(splits)
     if found:
-        worst = max(found, key=lambda pair: pair.images / min(pair.of))
+        worst = max(found, key=Shared.part)
         others = f" {len(found) - 1} more pairs of classes share images." if len(found) > 1 else ""
         raise DataError(
             f"{worst}{others} Few-shot classes must not be shared: remove them from one split "
@@ -64,6 +73,18 @@ def shared_images(splits: Mapping[str, Classes]) -> list[Shared]:
     for split, own in samples.items():
         others = [np.intersect1d(own, sample) for other, sample in samples.items() if other != split]
         suspects[split] = np.unique(np.concatenate([own[:0], *others]))
+    return _pairs(splits, suspects, within=False)
+
+
+def shared_within(split: str, classes: Classes) -> list[Shared]:
+    """Pairs of classes of one split with equal images, found as in `shared_images`."""
+    samples = np.concatenate([np.unique(_samples(np.asarray(images))) for images in classes.values()])
+    known, counts = np.unique(samples, return_counts=True)
+    return _pairs({split: classes}, {split: known[counts > 1]}, within=True)
+
+
+def _pairs(splits: Mapping[str, Classes], suspects: Mapping[str, np.ndarray], *, within: bool) -> list[Shared]:
+    """Pairs of classes, of one split or of different ones, with equal images among those that are suspected."""
     places: dict[bytes, dict[tuple[str, str], int]] = {}
     for split, known in suspects.items():
         for name, image in _suspected(splits[split], known):
@@ -74,7 +95,7 @@ def shared_images(splits: Mapping[str, Classes]) -> list[Shared]:
         owners = list(where)
         for k, first in enumerate(owners):
             for second in owners[k + 1 :]:
-                if first[0] != second[0]:
+                if (first[0] == second[0]) == within:
                     pairs[first, second] = pairs.get((first, second), 0) + where[second]
     return [
         Shared(first, second, images, (len(splits[first[0]][first[1]]), len(splits[second[0]][second[1]])))

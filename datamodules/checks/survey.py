@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.checks.disjoint import shared_classes, shared_images
+from datamodules.checks.disjoint import Shared, shared_classes, shared_images, shared_within
 from datamodules.episodes.image_store import Classes, check_images
 from lightning_ntk.errors import DataError
 
@@ -51,6 +51,9 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shar
             survey.notes += (f"{line} data.allow_shared_images=true allows it." for line in shared)
         else:
             survey.findings += shared
+        survey.notes += _shared_within(splits)
+        if survey.rows and not any(np.max(images) > 1 for classes in splits.values() for images in classes.values()):
+            survey.notes.append("No image has a value above 1: is it 0 to 255 that is meant? Then multiply by 255.")
     shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
     if len(shapes) > 1:
         survey.findings.append(f"The splits have images of different shapes: {', '.join(map(str, sorted(shapes)))}.")
@@ -64,6 +67,15 @@ def _malformed(split: str, classes: Classes) -> Iterator[str]:
             shape = check_images(split, name, images, shape)
         except DataError as error:
             yield str(error)
+
+
+def _shared_within(splits: Mapping[str, Classes]) -> Iterator[str]:
+    """A line for each split with classes that share images: the two that share most."""
+    for split, classes in splits.items():
+        found = shared_within(split, classes)
+        if found:
+            others = f" {len(found) - 1} more pairs of classes of this split share images." if len(found) > 1 else ""
+            yield f"{max(found, key=Shared.part)}{others}"
 
 
 def _row(split: str, classes: Classes) -> dict[str, Any]:

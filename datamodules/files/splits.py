@@ -7,6 +7,7 @@ and the SHA-256 of the lines that follow: a list that was changed by accident is
 
 import csv
 import hashlib
+import posixpath
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class ClassSplit:
 
     Attributes:
         file: where it was read.
-        classes: `{"train": names, "val": names, "test": names}`, in the file's order; a split may lack.
+        classes: `{"train": names, "val": names, "test": names}`, in the file's order, as normal paths; one may lack.
         images: the number of images that a split must have, where the file says so.
     """
 
@@ -83,6 +84,7 @@ def read_split(file: Path) -> ClassSplit:
             raise ConfigError(f"data.split_file={file} names the split {split!r}; expected train, val or test.")
         if not name:
             raise ConfigError(f"data.split_file={file} has a row for {split} without a class.")
+        name = posixpath.normpath(name)  # "./a" and "a/" are the folder "a".
         if name in seen:
             raise ConfigError(f"data.split_file={file} names class {name!r} twice, for {seen[name]} and {split}.")
         seen[name] = split

@@ -1,6 +1,7 @@
 """Out of distribution: scores against scikit-learn and a naive loop, targets, and what cannot be measured."""
 
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from plain_trainer import plain_trainer
 from sklearn.metrics import brier_score_loss
 from test_evaluate import write_images
@@ -19,6 +21,7 @@ from callbacks.ood_scores import calibration_error, difference_of_sets, scores
 from callbacks.ood_targets import as_shape, target_config
 from datamodules.digits import Digits
 from datamodules.glyphs import Glyphs
+from datamodules.image_folder import ImageFolder
 from lightning_ntk import evaluate, load_data, load_method
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
@@ -89,6 +92,25 @@ def test_images_of_ones_own_are_a_target_and_become_what_the_network_takes(tmp_p
     result = run(*TINY_GLYPHS, "method=maml", *words, "callbacks.ood.test_episodes=3")
     assert len(result.probes["ood"]["episodes"]["ood/mine/accuracy"]) == 3
     assert "ood/digits/accuracy" not in result.metrics
+
+
+@pytest.mark.parametrize(("images_of_val", "split"), [(1, "test"), (4, "val")])
+def test_a_target_needs_its_test_split_alone(images_of_val, split, tmp_path, monkeypatch):
+    write_images(tmp_path / "images")
+    for number in (0, 1):  # Two classes to train on: too few for three ways.
+        shutil.rmtree(tmp_path / "images" / "train" / str(number))
+    for k in range(8, 11):
+        (tmp_path / "images" / "val" / str(k)).mkdir(parents=True)
+        for number in range(images_of_val):
+            grey = np.full((28, 28), 20 * k + number, dtype=np.uint8)
+            Image.fromarray(grey).save(tmp_path / "images" / "val" / str(k) / f"{number}.png")
+    drawn = set()
+    plain = ImageFolder.draw
+    monkeypatch.setattr(ImageFolder, "draw", lambda self, *key: (drawn.add(key[0]), plain(self, *key))[1])
+    words = ["callbacks=ood", f"callbacks.ood.targets={{mine: {{data: image_folder, root: '{tmp_path / 'images'}'}}}}"]
+    result = run(*TINY_GLYPHS, "method=maml", *words, "callbacks.ood.corruptions=[]")
+    assert result.probes["ood"]["episodes"]["ood/mine/accuracy"]
+    assert drawn == {split, "test"}
 
 
 def test_a_targets_own_shape_is_the_one_that_is_drawn(tmp_path, monkeypatch):

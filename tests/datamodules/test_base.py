@@ -1,14 +1,17 @@
 """Episodes are pure functions of (seed, split, epoch, index): over ranks, workers, epochs and seeds."""
 
 import dataclasses
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_trainer import trainer_of
 
+from datamodules.base import EpisodicDataModule, as_unit_floats
 from datamodules.sinusoid import Sinusoid
-from lightning_ntk.episode import Episode
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.episode import Episode, TaskSpec
+from lightning_ntk.errors import ConfigError, DataError
 
 
 def make(rank=0, world_size=1, **settings):
@@ -101,6 +104,80 @@ def test_episodes_stack_iterate_and_move():
 def test_bad_settings_name_their_key(settings, key):
     with pytest.raises(ConfigError, match=key):
         make(**settings)
+
+
+class Blobs(EpisodicDataModule):
+    """Vectors in three classes, with something changed."""
+
+    spec = TaskSpec("classification", (4,), 3)
+
+    def __init__(self, *, change=None, split="val", **loading):
+        super().__init__(**loading)
+        self.change, self.changed = change, split
+
+    def task_settings(self):
+        return {"data": "Blobs"}
+
+    def draw(self, split, epoch, index):
+        x, y = self.rng(split, epoch, index).normal(size=(6, 4)), torch.arange(6) % 3
+        parts = {"support_x": torch.from_numpy(x[:3]), "support_y": y[:3]}
+        parts |= {"query_x": torch.from_numpy(x[3:]), "query_y": y[3:]}
+        if self.change is not None and split == self.changed:
+            name, of = self.change
+            parts[name] = of(parts[name])
+        return Episode(**parts, index=torch.tensor(index))
+
+
+BAD = [
+    ("support_y", lambda y: y + 1, r"class numbers from 1 to 3 in its support_y.*from 0 to 2\. Number"),
+    ("query_y", lambda y: y - 1, "class numbers from -1 to 1 in its query_y"),
+    ("support_y", lambda y: y.int(), r"support_y of shape \(3,\), int64, but has \(3,\), torch\.int32"),
+    ("query_y", lambda y: y[:, None], r"query_y of shape \(3,\), int64, but has \(3, 1\)"),
+    ("query_x", lambda x: x / 0, "12 of 12 numbers in its query_x that are not finite"),
+    ("support_x", lambda x: x[:, :3], r"support_x of shape \(3, 4\), floats \(images: uint8\), but has \(3, 3\)"),
+    ("support_x", lambda x: x.long(), r"torch\.int64\. See `draw`"),
+    ("query_x", lambda x: x[:0], r"query_x of shape \(1, 4\), .*, but has \(0, 4\)"),
+    ("query_x", lambda x: x[0, 0], r"query_x of shape \(1, 4\), .*, but has \(\)"),
+    ("query_x", lambda x: x.numpy(), "must be an Episode of tensors, but its query_x is ndarray"),
+]
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize(("part", "change", "message"), BAD)
+def test_what_one_draws_is_looked_at_before_anything_takes_it(part, change, message, split):
+    data = Blobs(change=(part, change), split=split)
+    message = f"Episode 0 of the {split} split of Blobs .*{message}"
+    for ask in (
+        data.check_shared,
+        lambda *_: data.batch(split, [3]),
+        lambda *_: getattr(data, f"{split}_dataloader")(),
+    ):
+        with pytest.raises(DataError, match=message):
+            ask(1)
+    (finding,) = data.survey().findings
+    assert re.match(message, finding)
+
+
+def test_right_episodes_pass_and_floats_become_those_of_the_network():
+    data = Blobs(tasks_per_step=2)
+    assert data.survey().findings == []
+    batch = data.batch("test", [0, 1])
+    assert batch.support_x.dtype == batch.query_x.dtype == torch.float32
+    assert batch.support_y.dtype == torch.int64
+    (targets,) = {as_unit_floats(torch.zeros(2, 1, dtype=d), torch.float32).dtype for d in (torch.float64, torch.half)}
+    assert targets == torch.float32
+    data.trainer = trainer_of(0, 1, lightning_module=SimpleNamespace(dtype=torch.float64))
+    tasks = Sinusoid().draw_batch("test", [(0, 0)])
+    assert data.on_after_batch_transfer(tasks, 0).query_y.dtype == torch.float64
+
+
+def test_more_ways_at_test_are_those_of_the_settings():
+    data = Blobs(change=("query_y", lambda y: y + 2), split="test")
+    data.task_settings = lambda: {"ways": 5}
+    data.check_drawn("test")
+    data.changed = "train"
+    with pytest.raises(DataError, match="from 2 to 4 in its query_y, but in tasks of 3 ways"):
+        data.check_drawn("train")
 
 
 def test_training_on_the_same_episodes_again_is_refused():

@@ -208,6 +208,24 @@ def test_classes_have_the_names_of_the_dataset():
     assert set(make(dataset).class_sizes("train")) < {str(k) for k in range(8)}
 
 
+def test_names_are_of_the_labels_that_are_found_first(tmp_path):
+    dataset = Labelled()
+    dataset.classes = [f"kind {k}" for k in range(8)]
+    dataset.coarse = [label // 2 for label in dataset.targets]
+    dataset.again = list(dataset.targets)
+    file = tmp_path / "split.csv"
+    file.write_text("split,class\ntrain,0\ntrain,1\ntest,2\ntest,3\n")
+    data = make(dataset, labels="coarse", split_file=str(file))
+    assert data.class_sizes("test") == {"2": 12, "3": 12}
+    assert data.class_sizes("train") == {"0": 12, "1": 12}
+    assert set(make(dataset, labels="again").class_sizes("train")) < set(dataset.classes)
+    part = make(Subset(dataset, range(40)), labels="coarse", fractions=[0.5, 0, 0.5])
+    assert set(part.class_sizes("train")) < set("0123")
+    alone = Labelled("coarse")
+    alone.classes = dataset.classes
+    assert set(make(alone, labels="coarse").class_sizes("train")) < set("01234567")
+
+
 def test_parts_put_together_must_agree_in_their_classes():
     first, second = Labelled(), Labelled()
     first.classes, second.classes = ([f"{letter}{k}" for k in range(8)] for letter in "ab")
@@ -215,6 +233,40 @@ def test_parts_put_together_must_agree_in_their_classes():
         make(ConcatDataset([first, second]))
     second.classes = first.classes
     assert set(make(ConcatDataset([first, second])).class_sizes("train")) < set(first.classes)
+
+
+@pytest.mark.parametrize("kind", [np.array, tuple, list])
+def test_names_may_be_an_array(kind):
+    first, second = Labelled(), Labelled()
+    first.classes = kind([f"kind {k}" for k in range(8)])
+    assert all(name.startswith("kind ") for name in make(first).class_sizes("train"))
+    second.classes = list(first.classes)
+    assert all(name.startswith("kind ") for name in make(ConcatDataset([first, second])).class_sizes("train"))
+    second.classes = kind([f"other {k}" for k in range(8)])
+    with pytest.raises(ConfigError, match="parts with different `classes`"):
+        make(ConcatDataset([first, second]))
+
+
+@pytest.mark.parametrize("index", [48, 1000, -49])
+def test_a_part_of_items_that_are_not_there_is_named(index):
+    with pytest.raises(DataError, match=rf"Subset with the index {index}, but the Labelled that it is of has 48 items"):
+        make(Subset(Labelled(), [0, index, 5]))
+    assert read_labels(Subset(Labelled(), [0, 47, -1])).tolist() == [0, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("convert", "noted"),
+    [
+        (lambda pixels: pixels % 2, True),
+        (lambda pixels: (pixels % 2).astype(np.int64), True),
+        (lambda pixels: pixels % 2 > 0, False),
+        (lambda pixels: (pixels % 2).astype(np.float32), False),
+        (lambda pixels: pixels % 3, False),
+    ],
+)
+def test_bytes_of_0_and_1_are_told_of(convert, noted):
+    notes = FromDataset(dataset=Labelled(convert=convert), ways=2, queries=2).survey().notes
+    assert any("No image has a value above 1: is it 0 to 255 that is meant?" in note for note in notes) == noted
 
 
 def test_grey_images_among_coloured_ones_need_channels():

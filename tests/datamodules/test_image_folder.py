@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,27 @@ def test_what_is_passed_over_is_counted(folders, tmp_path):
     lines = ["train,train/train_1", "train,train/train_1/more", "test,train/train_1/most"]
     (tmp_path / "split.csv").write_text("\n".join(["split,class", *lines]))
     assert notes(split_file=str(tmp_path / "split.csv")) == [], "they are classes"
+
+
+def test_files_beside_class_folders_are_told_of(folders):
+    shutil.copy(folders / "train" / "train_0" / "0.png", folders / "train" / "lost.png")
+    (folders / "test" / "notes.txt").touch()
+    (folders / "val" / ".DS_Store").touch()
+    (folders / "README").touch()
+    (note,) = ImageFolder(root=str(folders), ways=2, queries=2).survey().notes
+    assert note == (f"Files passed over beside class folders: 2, the first {Path('test') / 'notes.txt'}.")
+
+
+@pytest.mark.parametrize("link", ["train/train_9", "val"])
+def test_a_link_that_leads_nowhere_is_named(folders, link):
+    if link == "val":
+        (folders / "val").rename(folders / "other")
+    (folders / link).symlink_to(folders / "gone")
+    message = rf"{link} is a link to .*gone, which is not there\. Restore it, or remove the link"
+    with pytest.raises(DataError, match=message):
+        make(folders)
+    (finding,) = ImageFolder(root=str(folders), ways=2, queries=2).survey().findings
+    assert re.search(message, finding)
 
 
 def oriented(orientation):

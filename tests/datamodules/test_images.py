@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_trainer import trainer_of
+from pytorch_lightning.trainer.states import TrainerFn
 from test_train import TINY, run
 
 from datamodules.episodes.image_store import channel_statistics
@@ -313,6 +314,22 @@ def test_a_class_in_two_splits_is_refused(how):
     if how == "name":
         return
     Leaky(ways=5, shots=2, queries=3, allow_shared_images=True).setup()
+
+
+@pytest.mark.parametrize("stage", ["test", TrainerFn.TESTING])
+def test_a_test_asks_nothing_of_the_other_splits(stage):
+    class Small(Numbered):
+        classes: ClassVar = {"train": range(3), "val": range(100, 102), "test": range(200, 206)}
+
+    data = Small(ways=5, shots=2, queries=3)
+    data.setup(stage)
+    assert data.batch("test", [0]).support_x.shape == (1, 10, 2, 4, 4)
+    data.setup(stage)
+    for later, split in (("fit", "train"), (None, "train"), ("validate", "val")):
+        with pytest.raises(ConfigError, match=rf"ways=5 classes are asked of an episode, but the {split} split has"):
+            data.setup(later)
+    with pytest.raises(ConfigError, match="but the test split has 6"):
+        Small(ways=2, eval_ways=7, shots=2, queries=3).setup("test")
 
 
 def test_images_of_other_shapes_are_named():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.base import rounded
 from datamodules.fourier import Fourier
 from datamodules.regression import RegressionDataModule
 from lightning_ntk.errors import ConfigError, DataError
@@ -44,6 +45,18 @@ def test_a_function_of_the_wrong_dimension_is_named():
         Wrong().draw("train", 0, 0)
 
 
+@pytest.mark.parametrize("function", [np.log, lambda x: np.sqrt(x.astype(complex)), lambda x: x / 0])
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
+def test_a_function_without_finite_values_is_named(function):
+    class Wrong(RegressionDataModule):
+        def sample_task(self, rng):
+            return function
+
+    with pytest.raises(DataError, match=r"A task of Wrong must give finite real numbers for x from -5\.0 to 5\.0"):
+        Wrong().draw("train", 0, 0)
+    assert len(Wrong().survey().findings) == 3
+
+
 def test_fourier_tasks_are_series_of_unit_variance():
     data = Fourier(shots=40, queries=40, terms=3)
     values = []
@@ -67,6 +80,42 @@ def test_fourier_tasks_are_series_of_unit_variance():
 def test_the_settings_of_a_family_are_part_of_the_episodes_identity():
     identities = {Fourier(**s).episode_ids() for s in ({}, {"terms": 6}, {"decay": 2.0}, {"shots": 5}, {"queries": 7})}
     assert len(identities) == 4, "all but the training queries"
+
+
+class Slopes(RegressionDataModule):
+    """y = slope a x + noise, with settings that nothing names."""
+
+    def __init__(self, *, slope=1.0, noise=0.0, **rest):
+        super().__init__(**rest)
+        self.slope, self.noise = slope, noise
+
+    def sample_task(self, rng):
+        a = self.slope * rng.standard_normal()
+        return lambda x: a * x * (1 + self.noise)
+
+
+def test_settings_of_ones_own_make_other_episodes_and_rounding_does_not():
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    identity = Slopes().episode_ids()
+    assert identity == Slopes(seed=1, queries=3).episode_ids()
+    others = [Slopes(**s).episode_ids() for s in ({"slope": 1.01}, {"slope": 2.0}, {"eval_seed": 1}, {"shots": 9})]
+    assert len({identity, *others}) == 5
+    assert identity == Slopes(noise=1e-13).episode_ids()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert identity == Slopes().episode_ids()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert (state[1] == np.random.get_state()[1]).all()
+
+
+def test_rounded_numbers_agree_beside_powers_of_two():
+    values = np.array([1.0, 0.0, 3.0, -8.0, 1e-30, 1e30])
+    for other in (values * (1 + 1e-7), values * (1 - 1e-7)):
+        assert rounded(other).tobytes() == rounded(values).tobytes()
+    assert rounded(np.array([-0.0])).tobytes() == rounded(np.array([0.0])).tobytes()
+    assert (rounded(values[2:] * 1.01) != rounded(values[2:])).all()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,16 @@ def of_split(name, column):
     return values
 
 
+@pytest.mark.parametrize("again", ["a b/", "./a b", "a b", "x/../a b"])
+def test_one_folder_by_two_names_is_named_twice(again, tmp_path):
+    file = tmp_path / "split.csv"
+    file.write_text(f"split,class\ntrain,a b\ntrain,{again}\ntest,c\n")
+    with pytest.raises(ConfigError, match=r"names class 'a b' twice, for train and train"):
+        read_split(file)
+    file.write_text(f"split,class\ntrain,{again}\ntest,./c//d/\n")
+    assert read_split(file).classes == {"train": ["a b"], "test": ["c/d"]}
+
+
 def test_every_committed_split_is_tested_here():
     assert {file.stem for file in (conf_folder() / "splits").glob("*.csv")} == set(PUBLISHED)
 
