@@ -206,7 +206,7 @@ def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
         reason = "; ".join(f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys)
         raise ConfigError(
             f"{first.name} ({first.folder}) and {entry.name} ({entry.folder}) were tested on different episodes: "
-            f"{reason or 'the same settings, but the images of the data differ'}. Compare runs of the same task, "
+            f"{reason or 'the same settings, but the data differ (images, or settings that they do not name)'}. Compare runs of the same task, "
             "test one of them again with `lightning-ntk evaluate`, or have each task for itself by `lightning-ntk "
             "compare ... by_task=true`."
         )

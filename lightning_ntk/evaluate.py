@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_ntk.episode import TaskSpec
@@ -18,12 +17,12 @@ from lightning_ntk.running.run_folder import Checkpoint
 from lightning_ntk.running.run_folder_names import EVALUATIONS_FOLDER
 from lightning_ntk.running.trainer import build_trainer, check_precision
 from lightning_ntk.settings.arguments import parse_command
-from lightning_ntk.settings.building import instantiate
 from lightning_ntk.settings.config import compose_config, conf_folder
 from lightning_ntk.settings.overrides import key_of, last_value
 from lightning_ntk.settings.top_level import check_top_level
 from lightning_ntk.train import (
     build_callbacks,
+    build_data,
     build_method,
     check_ways,
     prepare_callbacks,
@@ -134,7 +133,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
     folder = base / EVALUATIONS_FOLDER / name
     run_folder.check_writable(folder, "run")
-    data = build_test_data(config)
+    data = build_data(config, "test")
     method = build_method(config, checkpoint.spec)
     check_fits(checkpoint.spec, data.spec, any_ways=method.any_ways)
     check_ways(method, data)
@@ -156,14 +155,6 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
         report(result)
         sys.stdout.write(f"{folder}\n")
     return folder
-
-
-def build_test_data(config: DictConfig) -> pl.LightningDataModule:
-    """The datamodule, ready to draw test episodes; whether its other splits could give any is not asked."""
-    data = instantiate(config.data, "data", pl.LightningDataModule)
-    data.prepare_data()
-    data.setup("test")
-    return data
 
 
 def check_fits(trained: TaskSpec, now: TaskSpec, *, any_ways: bool) -> None:

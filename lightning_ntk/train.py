@@ -253,11 +253,11 @@ def how_to_go_on(folder: Path) -> str:
     return f"There is no checkpoint yet: delete {shlex.quote(str(folder))} and train again."
 
 
-def build_data(config: DictConfig) -> pl.LightningDataModule:
-    """The datamodule, ready to draw episodes."""
+def build_data(config: DictConfig, stage: str | None = None) -> pl.LightningDataModule:
+    """The datamodule, ready to draw the episodes of a stage; whether other splits could give any is not asked."""
     data = instantiate(config.data, "data", pl.LightningDataModule)
     data.prepare_data()
-    data.setup()
+    data.setup(stage)
     return data
 
 

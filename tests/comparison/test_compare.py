@@ -108,7 +108,7 @@ def test_runs_of_other_episodes_are_refused_with_what_differs(runs):
     with pytest.raises(ConfigError, match=r"different episodes: shots: 1 and 5"):
         compare.compare([runs, Path("other")])
     write_run("third", "maml", [0.5], episode_ids="c" * 64)
-    with pytest.raises(ConfigError, match="the images of the data differ"):
+    with pytest.raises(ConfigError, match=r"the data differ \(images, or settings"):
         compare.compare([runs / "anil", Path("third")])
 
 
