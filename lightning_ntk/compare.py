@@ -204,11 +204,11 @@ def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
         ours, theirs = first.result.task, entry.result.task
         keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         reason = "; ".join(f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys)
+        reason = reason or "the same settings, but the data differ (images, or settings that they do not name)"
         raise ConfigError(
             f"{first.name} ({first.folder}) and {entry.name} ({entry.folder}) were tested on different episodes: "
-            f"{reason or 'the same settings, but the data differ (images, or settings that they do not name)'}. Compare runs of the same task, "
-            "test one of them again with `lightning-ntk evaluate`, or have each task for itself by `lightning-ntk "
-            "compare ... by_task=true`."
+            f"{reason}. Compare runs of the same task, test one of them again with `lightning-ntk evaluate`, or have "
+            "each task for itself by `lightning-ntk compare ... by_task=true`."
         )
 
 
