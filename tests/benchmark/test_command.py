@@ -169,7 +169,7 @@ def make_run(folder, method, points, task=None):
     folder.mkdir(parents=True)
     result = RunResult(
         method=method, data="glyphs", seed=0, metrics={"test/accuracy": 0.5}, episodes={"test/accuracy": [0.5]},
-        episode_ids="x", task=task or {"ways": 5}, timings={"fit_s": 1.0}, versions={}, config={},
+        episode_ids="x", task=task or {"ways": 5}, timings={"fit_s": points[-1][0]}, versions={}, config={},
     )  # fmt: skip
     write_results(folder, result)
     with (folder / "metrics.csv").open("w", newline="") as file:
