@@ -141,8 +141,9 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
+    read = {folder: read_results(folder) for folder in folders}  # Before all else, as its errors say what to do.
     folders = list(_without_copies(folders))
-    results = [read_results(folder) for folder in folders]
+    results = [read[folder] for folder in folders]
     return [Entry(n, f, r) for n, f, r in zip(unique_names(folders, results), folders, results, strict=True)]
 
 
