@@ -164,18 +164,15 @@ def capped(
 def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
     """Of a symmetric, positive operator on tensors `like`: that of its restriction to a Krylov space, and so from below
     (Lanczos; Golub and Van Loan, Matrix Computations, ch. 10, with whole orthogonalisation)."""
-    tiny, rounding = torch.finfo(like.dtype).tiny, torch.finfo(like.dtype).eps ** 0.5
+    tiny = torch.finfo(like.dtype).tiny  # Of the operator 0.
     # Any start that is not orthogonal to the eigenvector; the same one each time, also inside a vmap.
     following = torch.arange(1, 1 + like.numel(), dtype=like.dtype, device=like.device).cos().view_as(like)
     basis, images = [], []
     for _ in range(min(KRYLOV_STEPS, like.numel())):
-        before = following.norm()
-        for _ in range(2):  # Once leaves what rounding has left.
+        for _ in range(2):  # Once is not enough where nothing but rounding is left: the space is exhausted.
             for direction in basis:
                 following = following - (direction * following).sum() * direction
-        length = following.norm()
-        # Where the space is exhausted, what is left is rounding: a zero adds nothing to the space.
-        direction = torch.where(length > rounding * before, following / length.clamp(min=tiny), 0.0)
+        direction = following / following.norm().clamp(min=tiny)
         following = multiply(direction)
         basis.append(direction)
         images.append(following)

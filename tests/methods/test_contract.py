@@ -269,20 +269,20 @@ def test_outputs_that_are_no_numbers_are_no_accuracy():
 
 
 class Transformer(nn.Module):
-    """A transformer's layer on the rows of small images, and a head."""
+    """A transformer's layer on the rows of small images, a head, and a temperature: a parameter without axes."""
 
     couples_examples = False
 
     def __init__(self):
         super().__init__()
         self.layer = nn.TransformerEncoderLayer(16, 2, 8, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(16, 3)
+        self.head, self.scale = nn.Linear(16, 3), nn.Parameter(torch.tensor(1.5))
 
     def embed(self, x):
         return self.layer(x.flatten(1)[:, :128].unflatten(1, (8, 16))).mean(1)
 
     def forward(self, x):
-        return self.head(self.embed(x))
+        return self.scale * self.head(self.embed(x))
 
 
 @pytest.mark.parametrize("name", HEADED)

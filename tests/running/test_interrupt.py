@@ -93,3 +93,22 @@ def test_a_process_that_ignores_the_signal_goes_on_ignoring_it(number):
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_lightnings_handler_of_sigterm_is_not_in_force(monkeypatch):
+    """It would broadcast inside of the handler, for which other processes may never be ready."""
+    seen = []
+
+    def watched(step):
+        def watching(self, *arguments):
+            seen.append(signal.getsignal(signal.SIGTERM))
+            return step(self, *arguments)
+
+        return watching
+
+    for step in ("training_step", "test_step"):
+        monkeypatch.setattr(MetaLearner, step, watched(getattr(MetaLearner, step)))
+    run(*TINY_SINE)
+    assert len(seen) > 1
+    assert all(isinstance(getattr(handler, "__self__", None), Interruption) for handler in seen)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
