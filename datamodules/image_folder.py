@@ -32,7 +32,8 @@ or one folder of classes, ROOT/CLASS/*.png, and data.split_file=FILE.csv with th
 class ImageFolder(CachedImages):
     """Images in class folders, split by folders (train/, val/, test/) or by a file. `val` may be missing.
 
-    A root that holds test/ alone is a data set to test on: out of distribution, or with `lightning-ntk evaluate`.
+    A root that holds no more than test/ and val/ is a data set to test on: out of distribution, or with
+    `lightning-ntk evaluate`.
 
     Args:
         root: the folder.
@@ -63,8 +64,8 @@ class ImageFolder(CachedImages):
     @property
     def trains(self) -> bool:
         """Whether there is anything to train on."""
-        folders = [path.name for path in visible(self.root) if path.is_dir()] if self.root.is_dir() else []
-        return self.split_file is not None or folders != ["test"]
+        folders = {path.name for path in visible(self.root) if path.is_dir()} if self.root.is_dir() else set()
+        return self.split_file is not None or "test" not in folders or not folders <= {"test", "val"}
 
     def prepare_data(self) -> None:
         if reading(self._is_large, reading(self._folders)):

@@ -408,9 +408,10 @@ def test_a_missing_class_is_named_though_another_lies_behind_a_link(folders, tmp
         make(tmp_path, split_file=str(tmp_path / "split.csv"))
 
 
-def test_a_root_with_test_alone_is_a_data_set_to_test_on(folders):
+@pytest.mark.parametrize("away", [("train", "val"), ("train",)])
+def test_a_root_without_train_is_a_data_set_to_test_on(folders, away):
     expected = make(folders).draw("test", 0, 0)
-    for split in ("train", "val"):
+    for split in away:
         (folders / split).rename(folders.parent / split)
     data = make(folders)
     assert not data.has_split("train")
