@@ -31,6 +31,8 @@ ID_FILE = "wandb_id"
 FINISH_TIMEOUT_S = 300
 # Its process keeps that time itself. So much longer, in any call, and the process hangs.
 GRACE_S = 30
+# Bytes of a file of W&B's without a record.
+EMPTY_FILE = 7
 # W&B refuses longer ones.
 LONGEST_TAG = 64
 
@@ -106,8 +108,8 @@ class WandbRun(WandbLogger):
         if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):
             settings["finish_timeout"] = FINISH_TIMEOUT_S
         options = {name: value for name, value in self._wandb_init.items() if name != "anonymous"}
-        if self._offline:
-            options |= {"mode": "offline", "resume": None}
+        if self._offline:  # What is uploaded later still resumes: without Lightning's resume="allow" it would start anew.
+            options |= {"mode": "offline"}
         try:
             run = wandb.init(**options, config=self.config, settings=wandb.Settings(**settings))
         except (wandb.errors.Error, OSError, ValueError) as error:  # ValueError: a variable of the environment.
@@ -170,10 +172,13 @@ class WandbRun(WandbLogger):
             sys.stdout.write(f"W&B has it offline. Upload it by: {self.sync_command()}\n")
 
     def sync_command(self) -> str:
-        """The command that uploads what W&B has kept of the run: each start of it that was not uploaded yet."""
-        starts = self.folder.parent.glob(f"*run-*-{self._id}")
-        waiting = [str(start) for start in sorted(starts) if not list(start.glob("*.synced"))]
-        return f"wandb sync {' '.join(map(shlex.quote, waiting or [str(self.folder)]))}"
+        """The command that uploads what W&B has kept of the run: each start of it that was not uploaded yet.
+
+        Each in a command of its own: after a start whose file was cut by a kill, `wandb sync` leaves out the rest.
+        """
+        starts = sorted(self.folder.parent.glob(f"*run-*-{self._id}"))
+        waiting = [start for start in starts if _has_records(start) and not list(start.glob("*.synced"))]
+        return "; ".join(f"wandb sync {shlex.quote(str(start))}" for start in waiting or [self.folder])
 
     def _guarded(self, call: Callable[[], Any]) -> None:
         """Call W&B, unless it has failed; when it fails now, say so once and go on without it."""
@@ -192,6 +197,11 @@ class WandbRun(WandbLogger):
                 stacklevel=4,
             )
             abandon_wandb()
+
+
+def _has_records(start: Path) -> bool:
+    """Whether W&B got to write anything of a start before it was killed."""
+    return any(file.stat().st_size > EMPTY_FILE for file in start.glob("*.wandb"))
 
 
 @rank_zero_only

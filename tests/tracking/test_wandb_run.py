@@ -53,6 +53,7 @@ def test_a_run_tells_wandb_what_its_files_hold_and_no_key_is_kept(monkeypatch, c
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     train.main([*TINY_SINE, "logger=wandb_offline", "method=maml", "run_dir=run", "seed=4"])
     found, saved = records(Path("run")), read_results(Path("run"))
+    assert of_type(found, "run")[0]["resume"]  # A later start of the run is added to this one, not put in its place.
     (started,) = of_type(found, "run")
     assert (started["display_name"], started["run_group"]) == ("run", "maml on sinusoid")
     assert started["tags"] == ["maml", "sinusoid", "mlp", f"{saved.task['shots']}-shot", "seed 4"]
@@ -244,13 +245,14 @@ def test_names_groups_and_tags_tell_the_run(tmp_path):
 
 def test_the_command_that_uploads_names_each_start_of_a_resumed_run(tmp_path):
     run = WandbRun(OFFLINE, tmp_path, CONFIG, TASK)
-    folders = [tmp_path / "a b" / f"offline-run-2026010{day}_000000-{run._id}" for day in (1, 2, 3)]
+    folders = [tmp_path / "a b" / f"offline-run-2026010{day}_000000-{run._id}" for day in (1, 2, 3, 4)]
     for folder in (*folders, tmp_path / "a b" / "offline-run-20260101_000000-other"):
         folder.mkdir(parents=True)
-        (folder / f"run-{run._id}.wandb").touch()
+        (folder / f"run-{run._id}.wandb").write_bytes(b"header, records")
     (folders[1] / f"run-{run._id}.wandb.synced").touch()
-    run.folder = folders[2]
-    assert run.sync_command() == f"wandb sync '{folders[0]}' '{folders[2]}'"
+    (folders[2] / f"run-{run._id}.wandb").write_bytes(b":W&B...")  # Killed before its first record.
+    run.folder = folders[3]
+    assert run.sync_command() == f"wandb sync '{folders[0]}'; wandb sync '{folders[3]}'"
 
 
 def test_tables_of_attacks_and_shifts_have_a_row_for_each():
