@@ -6,27 +6,18 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lightning_ntk.comparison.columns import Column, further_columns
 from lightning_ntk.comparison.figures import learning_curves, scores_of_methods
+from lightning_ntk.comparison.grouping import differing_keys, groups_of_seeds, named_groups, settings_of, unique_names
 from lightning_ntk.comparison.page import write_page
 from lightning_ntk.comparison.table import Entry, Group, Row, markdown, printable, show, summary, write_csv
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, paired_difference, read_results
 from lightning_ntk.running.run_folder_names import CONFIG_FILE, EVALUATIONS_FOLDER
 from lightning_ntk.settings.paths import as_path
-
-# Settings that may differ between the runs of one mean: where a run lies, what it reports to, what it runs on. Of ckpt
-# see `start_of`, of callbacks `groups_of_probes`.
-OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
-OF_ONE_RUN_IN = {
-    "data": ("seed", "num_workers", "cache_dir"),
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
-}
-# Callbacks whose settings decide no number of a test.
-NO_PROBES = ("timing", "throughput", "pictures")
 
 SETTINGS = ("baseline", "by_task", "out")
 
@@ -115,7 +106,7 @@ def write_files(
     curves = learning_curves(
         [(group.label, entry.folder) for group in groups for entry in group.members],
         metric,
-        [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.timings.get("fit_s")],
+        [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.is_trained],
         folder / "figures" / "learning_curves.png",
     )
     write_page(rows, metric, columns, groups, page)
@@ -141,23 +132,28 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
     folders = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
-    read = {folder: read_results(folder) for folder in folders}  # Before all else, as its errors say what to do.
-    folders = list(_without_copies(folders))
+    read = {folder: read_results(folder) for folder in folders}
+    folders = list(_without_copies(read))
     results = [read[folder] for folder in folders]
     return [Entry(n, f, r) for n, f, r in zip(unique_names(folders, results), folders, results, strict=True)]
 
 
-def _without_copies(folders: Sequence[Path]) -> Iterator[Path]:
-    """The folders less copies of those before, which are named on stderr: a training counts once."""
-    seen: dict[tuple[bytes, str | None], Path] = {}
-    for folder in folders:
+def _without_copies(read: Mapping[Path, RunResult]) -> Iterator[Path]:
+    """The folders less those of trainings before, which are named on stderr: a training counts once.
+
+    A folder may have been copied, or two sweeps had the same job: equal settings, seed and callbacks then come to equal
+    scores of all episodes, if not to equal timings.
+    """
+    seen: dict[str, Path] = {}
+    for folder, result in read.items():
         # Two evaluations of a run under names of their own may well come to the same.
         evaluation = folder.name if folder.parent.name == EVALUATIONS_FOLDER else None
-        first = seen.setdefault(((folder / FILE_NAME).read_bytes(), evaluation), folder)
+        training = [result.seed, result.config.get("callbacks"), result.episode_ids, result.episodes, evaluation]
+        first = seen.setdefault(settings_of(folder, result) + json.dumps(training, sort_keys=True), folder)
         if first is folder:
             yield folder
         else:
-            sys.stderr.write(f"left out: {printable(str(folder))} (a copy of {printable(str(first))})\n")
+            sys.stderr.write(f"left out: {printable(str(folder))} (the same training as {printable(str(first))})\n")
 
 
 def _folders_with(name: str, top: Path) -> Iterator[Path]:
@@ -170,24 +166,6 @@ def _folders_with(name: str, top: Path) -> Iterator[Path]:
         elif name in files:
             yield Path(folder)
         visited.add(real)
-
-
-def unique_names(folders: Sequence[Path], results: Sequence[RunResult]) -> list[str]:
-    """Method names where they tell the runs apart, else with the seed, or the folder where a method has several.
-
-    No two are alike, and all can be written, whatever bytes a folder's name is of.
-    """
-    methods = [result.method for result in results]
-    for name in (
-        lambda folder, result: result.method,
-        lambda folder, result: f"{result.method} seed {result.seed}",
-        lambda folder, result: f"{result.method} {folder.name}" if methods.count(result.method) > 1 else result.method,
-        lambda folder, result: f"{result.method} {folder}",
-    ):
-        names = [printable(name(folder, result)) for folder, result in zip(folders, results, strict=True)]
-        if len(set(names)) == len(names):
-            break
-    return all_unlike(names)
 
 
 def check_same_episodes(entries: Sequence[Entry], metric: str) -> None:
@@ -232,110 +210,6 @@ def table_rows(
     return sorted(rows, key=lambda row: (row.runs > 1, math.isnan(row.score), sign * row.score))
 
 
-def groups_of_seeds(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The runs, those of one method and the same settings together: what differs between them is the seed."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        config = {key: value for key, value in entry.result.config.items() if key not in OF_ONE_RUN}
-        for group, keys in OF_ONE_RUN_IN.items():
-            config[group] = {key: value for key, value in (config.get(group) or {}).items() if key not in keys}
-        settings = json.dumps([entry.result.method, start_of(entry), config], sort_keys=True)
-        groups.setdefault(settings, []).append(entry)
-    return [tests for group in groups.values() for alike in groups_of_probes(group) for tests in groups_of_tests(alike)]
-
-
-def start_of(entry: Entry) -> str | None:
-    """The checkpoint that a new run began with; None where it began without, or went on in its own folder.
-
-    A run that goes on cannot be given a `run_dir`. Its folder may have been moved or copied to another machine since,
-    and the path may be relative to where it was started from, so the folder's name decides.
-    """
-    ckpt = entry.result.config.get("ckpt")
-    if ckpt is None:
-        return None
-    path = Path(str(ckpt))
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path
-    is_own = folder.name in ("", entry.folder.name) or folder.resolve() == entry.folder
-    return None if is_own and entry.result.config.get("run_dir") is None else str(path)
-
-
-def groups_of_tests(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Tests by the name of their evaluation where some are of one training, which counts once in a mean.
-
-    A run's own test stands with those of other runs. A training is a run folder and a seed: evaluations of checkpoints
-    that were moved out of their folders can share a folder.
-    """
-    groups: dict[str, list[Entry]] = {}
-    trainings = set()
-    for entry in entries:
-        is_evaluation = entry.folder.parent.name == EVALUATIONS_FOLDER
-        trainings.add((entry.folder.parent.parent if is_evaluation else entry.folder, entry.result.seed))
-        groups.setdefault(entry.folder.name if is_evaluation else "", []).append(entry)
-    return list(groups.values()) if len(trainings) < len(entries) else [list(entries)]
-
-
-def groups_of_probes(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Runs apart where their probes (attacks, ...) were set differently at the test.
-
-    A run without a probe that others have stays with them: it has nothing that could be mixed up.
-    """
-    groups: dict[str, list[Entry]] = {}
-    seen: dict[str, set[str]] = {}
-    for entry in entries:
-        probes = {
-            name: json.dumps(
-                {key: value for key, value in settings.items() if not key.startswith("fit_")}, sort_keys=True
-            )
-            for name, settings in (entry.result.config.get("callbacks") or {}).items()
-            if settings and name not in NO_PROBES
-        }
-        for name, settings in probes.items():
-            seen.setdefault(name, set()).add(settings)
-        groups.setdefault(json.dumps(probes, sort_keys=True), []).append(entry)
-    return list(groups.values()) if any(len(settings) > 1 for settings in seen.values()) else [list(entries)]
-
-
-def named_groups(entries: Sequence[Entry]) -> list[tuple[str, list[Entry]]]:
-    """The groups of runs with their names, no two alike: of folders as much of the path as tells the groups apart."""
-    groups = groups_of_seeds(entries)
-    names = [group_name(group, entries) for group in groups]
-    for parts in range(2, max(len(entry.folder.parts) for entry in entries) + 1):
-        names = [
-            group_name(group, entries, parts) if names.count(name) > 1 else name
-            for name, group in zip(names, groups, strict=True)
-        ]
-    taken = [entry.name for entry in entries]
-    means = iter(all_unlike([name for name, group in zip(names, groups, strict=True) if len(group) > 1], taken))
-    return [(next(means) if len(group) > 1 else group[0].name, group) for group in groups]
-
-
-def group_name(group: Sequence[Entry], entries: Sequence[Entry], parts: int = 1) -> str:
-    """The name of one run, or of the mean over several: with their folders where the method has other runs too.
-
-    Args:
-        parts: of each folder's path, counted from its end.
-    """
-    if len(group) == 1:
-        return group[0].name
-    method, seeds = group[0].result.method, {entry.result.seed for entry in group}
-    what = f"{len(seeds)} seeds" if len(seeds) == len(group) else f"{len(group)} runs"
-    has_others = sum(entry.result.method == method for entry in entries) > len(group)
-    folders = ", ".join(str(Path(*entry.folder.parts[-parts:])) for entry in group)
-    return printable(f"{method}, mean over {what}" + (f" ({folders})" if has_others else ""))
-
-
-def all_unlike(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
-    """The names, with a number behind those that are taken or came before."""
-    found: list[str] = []
-    for name in names:
-        number, unlike = 1, name
-        while unlike in found or unlike in taken:
-            number += 1
-            unlike = f"{name}_{number}"
-        found.append(unlike)
-    return found
-
-
 def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]:
     """The runs that a name stands for: one by its name in the table, or all runs of a method."""
     if baseline is None:
@@ -349,10 +223,9 @@ def find_baseline(entries: Sequence[Entry], baseline: str | None) -> list[Entry]
         )
     if len(groups_of_seeds(named)) > 1:
         names = ", ".join(repr(e.name) for e in named)
-        raise ConfigError(
-            f"baseline={baseline} stands for runs of different settings, or for several tests of one run. Name one of "
-            f"them: {names}."
-        )
+        differing = differing_keys(*(settings_of(e.folder, e.result) for e in named))
+        reason = f"runs of different settings ({', '.join(differing)})" if differing else "several tests of one run"
+        raise ConfigError(f"baseline={baseline} stands for {reason}. Name one of them: {names}.")
     return named
 
 
@@ -368,6 +241,7 @@ def make_row(
         difference, difference_ci95 = paired_difference(scores, mean_scores(reference, metric))
     return Row(
         name=name,
+        method=members[0].result.method,
         runs=len(members),
         score=score,
         ci95=ci95,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class Column:
         metrics: names in `RunResult.metrics`, all of which a run must have for the column to say something of it.
         percent: whether the value is a fraction that is shown in percent.
         note: what the table's caption says of it.
+        geometric: whether runs are averaged by their logarithms, as a condition number over episodes is.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Column:
     metrics: tuple[str, ...]
     percent: bool
     note: str = ""
+    geometric: bool = False
 
     def of_runs(self, results: Sequence[RunResult]) -> tuple[float | None, float | None]:
         """(Value, half-width of its 95 % interval) of one run, or of the mean over several.
@@ -46,6 +49,8 @@ class Column:
         values = [mean_of_runs(results, name) for name in self.metrics]
         if any(value is None for value, _ in values):
             return None, None
+        if self.geometric and len(results) > 1:
+            return statistics.geometric_mean(result.metrics[self.metrics[0]] for result in results), None
         return sum(value for value, _ in values) / len(values), values[0][1] if len(values) == 1 else None
 
     def show(self, value: float | None, half_width: float | None) -> str:
@@ -90,7 +95,7 @@ def further_columns(results: Sequence[RunResult]) -> list[Column]:
     """The columns for what the runs share; runs that lack a measurement altogether have an empty cell."""
     columns = [column for column in (robust_column(results), shifted_column(results)) if column is not None]
     if any(known(result.metrics, CONDITION_NUMBER) is not None for result in results):
-        columns.append(Column("condition number", "condition_number", (CONDITION_NUMBER,), False))
+        columns.append(Column("condition number", "condition_number", (CONDITION_NUMBER,), False, geometric=True))
     return columns
 
 

@@ -48,9 +48,13 @@ def _number(text: str | list[str] | None) -> float | None:
 
 
 def read_curve(folder: Path, column: str) -> tuple[list[float], list[float], list[float]]:
-    """Meta-steps, seconds of training, and a metric's values, from the rows of metrics.csv that have the metric."""
-    rows = [row for row in read_training(folder) if column in row and "time/fit" in row]
-    return [row["step"] for row in rows], [row["time/fit"] for row in rows], [row[column] for row in rows]
+    """Meta-steps, seconds of training, and a metric's values, from the rows of metrics.csv that have the metric.
+
+    Seconds are NaN where the run did not measure them (`callbacks=timing`).
+    """
+    rows = [row for row in read_training(folder) if column in row]
+    seconds = [row.get("time/fit", math.nan) for row in rows]
+    return [row["step"] for row in rows], seconds, [row[column] for row in rows]
 
 
 def line_style(number: int) -> dict[str, object]:
@@ -113,7 +117,7 @@ def learning_curves(
         axes.spines[["top", "right"]].set_visible(False)
         if metric != "accuracy":
             set_log_scale(axes, "y", [*(v for *_, values in curves for v in values), *(v for _, v in references)])
-    handles, labels = over_seconds.get_legend_handles_labels()
+    handles, labels = over_steps.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)

@@ -1,6 +1,7 @@
 """Runs on several tasks: a comparison of each task, and one table and one figure over all of them."""
 
 import dataclasses
+import itertools
 import json
 import re
 import sys
@@ -8,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_ntk.compare import all_unlike, compare_entries, default_folder, find_runs, unique_names
+from lightning_ntk.compare import compare_entries, default_folder, find_runs
 from lightning_ntk.comparison.figures import scores_over_tasks
+from lightning_ntk.comparison.grouping import all_unlike, unique_names
 from lightning_ntk.comparison.table import (
     SCORE_TITLES,
     Entry,
@@ -80,7 +82,7 @@ def _words(key: str, value: Any) -> str:
 
 def overview(tasks: Sequence[str], metrics: Sequence[str], rows: Sequence[Sequence[Row]]) -> str:
     """The scores on all tasks as one table in Markdown: a row for each row of their comparisons, means before runs."""
-    shown = [{row.name: row for row in summary(of_task)} for of_task in rows]
+    shown = rows_by_name(rows)
     header = ["method"]
     body = {name: [name] for of_task in shown for name in of_task}
     for task, metric, of_task in zip(tasks, metrics, shown, strict=True):
@@ -118,6 +120,29 @@ def _names(*groups: Sequence[Entry]) -> set[str]:
     return {name for entries in groups for entry in entries for name in (entry.result.method, entry.name)}
 
 
+def rows_by_name(rows: Sequence[Sequence[Row]]) -> list[dict[str, Row]]:
+    """What is shown of each task, by names that are the same on all tasks.
+
+    A method that has one row on each of its tasks is one line; where these rows are called otherwise, as when a seed is
+    missing on one task, it says how many runs each stands for: `maml, runs: 3, 2`.
+    """
+    shown = [summary(of_task) for of_task in rows]
+    of_method: dict[str, list[Row]] = {}
+    for row in itertools.chain(*shown):
+        of_method.setdefault(row.method, []).append(row)
+    several = {row.method for of_task in shown for row in of_task if sum(o.method == row.method for o in of_task) > 1}
+
+    def name(row: Row) -> str:
+        alike = of_method[row.method]
+        if row.method in several or len({other.name for other in alike}) == 1:
+            return row.name
+        return f"{row.method}, runs: {', '.join(str(other.runs) for other in alike)}"
+
+    return [{name(row): row for row in of_task} for of_task in shown]
+
+
 def _scores(rows: Sequence[Sequence[Row]]) -> dict[str, list[tuple[float, float] | None]]:
-    shown = [{row.name: (row.score, row.ci95) for row in summary(of_task)} for of_task in rows]
-    return {name: [of_task.get(name) for of_task in shown] for name in dict.fromkeys(n for s in shown for n in s)}
+    shown = rows_by_name(rows)
+    names = dict.fromkeys(name for of_task in shown for name in of_task)
+    scores = [{name: (row.score, row.ci95) for name, row in of_task.items()} for of_task in shown]
+    return {name: [of_task.get(name) for of_task in scores] for name in names}

@@ -66,7 +66,7 @@ def training_figures(groups: Sequence[Group], metric: str, score: dict[str, Any]
         """Runs without training, as level lines at their test score."""
         places = [point[0] for series in figure["series"] for point in series["points"]]
         for series, (_, entry, _) in zip(figure["series"], lines, strict=True):
-            if places and not series["points"] and not entry.result.timings.get("fit_s"):
+            if places and not series["points"] and not entry.result.is_trained:
                 level = factor * entry.result.metrics.get(f"test/{metric}", math.nan)
                 points = [[min(places), level, None], [max(places), level, None]]
                 series |= {"name": f"{entry.name} (test)", "points": _drawable(points)}

@@ -40,11 +40,12 @@ class Group:
 class Row:
     """One line of the table. Scores are fractions or mean squared errors, times in seconds, memory in MiB.
 
-    `further` holds (value, half-width of its interval) for each of the comparison's further columns. `in_mean`: another
-    row is the mean over this run and others.
+    `method` is that of its runs; the name may say more. `further` holds (value, half-width of its interval) for each of
+    the comparison's further columns. `in_mean`: another row is the mean over this run and others.
     """
 
     name: str
+    method: str
     runs: int
     score: float
     ci95: float
@@ -162,7 +163,7 @@ def numbers(row: Row, with_baseline: bool) -> list[Number]:
 
 def write_csv(rows: Sequence[Row], metric: str, file: Path, columns: Sequence[Column] = ()) -> None:
     """The table's numbers, unrounded."""
-    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("further", "in_mean")]
+    names = [field.name for field in dataclasses.fields(Row) if field.name not in ("method", "further", "in_mean")]
     with file.open("w", newline="", encoding="utf-8") as target:
         writer = csv.writer(target)
         writer.writerow(["metric", *names, *(name for c in columns for name in (c.key, f"{c.key}_ci95"))])

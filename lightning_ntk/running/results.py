@@ -56,6 +56,11 @@ class RunResult:
     tested: dict[str, Any] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether what was tested had been trained; files from before `tested` was recorded tell by its time."""
+        return bool(self.tested or self.timings.get("fit_s"))
+
 
 def write_results(folder: Path, result: RunResult) -> Path:
     """Write results.json into a folder, whole or not at all.

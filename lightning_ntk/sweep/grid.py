@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.settings.overrides import key_of, parse, readable
+from lightning_ntk.settings.overrides import GRAMMAR, key_of, parse, readable
 
 # File systems allow 255 bytes; the folders inside a job's need some of a path, too.
 LONGEST_NAME = 120
@@ -46,12 +46,20 @@ def read_overrides(words: Sequence[str], known: dict[str, dict[str, str]]) -> li
         try:
             override = parser.parse_overrides([word])[0]
         except HydraException:
-            override = parse(readable(word))  # A path, or an error that says what is wrong.
+            override = parse(_readable_list(word))  # Paths, or an error that says what is wrong.
         if key_of(word) in ("run_dir", "ckpt"):
             raise ConfigError(f"{word}: each job of a sweep has a folder of its own. Set out=FOLDER for all of them.")
         read.pop(key_of(word), None)
         read[key_of(word)] = override
     return list(read.values())
+
+
+def _readable_list(word: str) -> str:
+    """The override with those of its values in quotes that Hydra's grammar has no place for; a comma parts values."""
+    key, _, value = word.partition("=")
+    if value.startswith(GRAMMAR):
+        return readable(word)
+    return f"{key}={','.join(readable(f'{key}={part}').partition('=')[2] for part in value.split(','))}"
 
 
 def values_of(override: Override) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning_ntk.errors import ConfigError, JobsFailedError
 from lightning_ntk.settings.arguments import Command
 from lightning_ntk.settings.config import compose_config, conf_folder
-from lightning_ntk.settings.overrides import key_of
+from lightning_ntk.settings.overrides import key_of, prefix_of
 from lightning_ntk.sweep.board import Board, shown_score
 from lightning_ntk.sweep.command import build_launcher, held, show_jobs, stoppable
 from lightning_ntk.sweep.grid import read_overrides
@@ -68,15 +68,29 @@ def report(study: Study, out: Path, config_folder: str | None) -> None:
     choices = compose_config("train", study.space.overrides(best.params), config_folder).choices
     used = shlex.join(
         [f"method={choices.method}", f"data={choices.data}"]
-        + [word for word in study.space.fixed if key_of(word) in ("network", "experiment")]
+        + [word for word in study.space.fixed if key_of(word) in ("network", "experiment") or _leaves_out(word)]
     )
     score = shown_score(read_progress(study.template.folder / folder_of(best)))
     comment = f"Found for {used}: validation {score}, the best of {len(study.trials())} trials."
     # What was set for all trials belongs to what was found.
-    fixed = {key_of(word): word.partition("=")[2] for word in study.space.fixed if word.startswith(OF_RECIPES)}
+    fixed = {
+        key_of(word): word.partition("=")[2]
+        for word in study.space.fixed
+        if key_of(word).startswith(OF_RECIPES) and not _leaves_out(word)
+    }
     searched = [conf_folder(), *([Path(config_folder)] if config_folder else [])]
     file = write_recipe(out, choices.method, choices.data, {**fixed, **best.params}, comment, searched)
     values = ", ".join(f"{key}={value}" for key, value in best.params.items())
     counts = f"{study.count('COMPLETE')} finished, {study.count('PRUNED')} pruned, {study.count('FAIL')} failed"
     sys.stdout.write(f"{comment} {values} ({counts})\n{file}\n")
-    sys.stdout.write(f"  Use it: lightning-ntk train --config-dir {shlex.quote(str(out))} {used}\n")
+    if config_folder:  # --config-dir takes one folder: the recipe joins what else the command needs.
+        own = shlex.quote(config_folder)
+        put = f"mkdir -p {own}/recipe && cp {shlex.quote(str(file))} {own}/recipe && "
+    else:
+        own, put = shlex.quote(str(out)), ""
+    sys.stdout.write(f"  Use it: {put}lightning-ntk train --config-dir {own} {used}\n")
+
+
+def _leaves_out(word: str) -> bool:
+    """Whether an override deletes a setting, which a recipe cannot."""
+    return prefix_of(word) == "~" and key_of(word).startswith(OF_RECIPES)

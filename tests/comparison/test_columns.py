@@ -74,6 +74,12 @@ def test_the_mean_over_seeds_has_an_interval_where_the_probes_episodes_are_known
     assert column.of_runs(runs) == (pytest.approx(0.3), None)
 
 
+def test_condition_numbers_are_averaged_by_their_logarithms():
+    runs = [result("maml", [0.5], metrics={"ntk/condition_number": value}) for value in (1e2, 1e6)]
+    (column,) = further_columns(runs)
+    assert column.of_runs(runs) == (pytest.approx(1e4), None)
+
+
 def test_the_files_have_the_columns_and_an_empty_cell_where_a_run_has_none():
     metrics = {**attacked("pgd_linf", 8), "ood/digits/accuracy": 0.25, "ntk/condition_number": 123456.0}
     metrics["adversarial/pgd_linf/eps_8/accuracy_ci95"] = 0.03

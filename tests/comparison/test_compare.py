@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 
 from lightning_ntk import compare
 from lightning_ntk.compare import find_runs
+from lightning_ntk.comparison.figures import learning_curves, read_curve
+from lightning_ntk.comparison.grouping import all_unlike
 from lightning_ntk.comparison.table import data_name
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.running.results import RunResult, write_results
@@ -195,8 +197,8 @@ def test_means_whose_folders_are_called_alike_are_told_apart_by_their_paths(runs
 
 
 def test_no_two_names_are_alike():
-    assert compare.all_unlike(["a", "b", "a", "a"], ["b"]) == ["a", "b_2", "a_2", "a_3"]
-    assert compare.all_unlike(["a", "a_2", "a"]) == ["a", "a_2", "a_3"]
+    assert all_unlike(["a", "b", "a", "a"], ["b"]) == ["a", "b_2", "a_2", "a_3"]
+    assert all_unlike(["a", "a_2", "a"]) == ["a", "a_2", "a_3"]
 
 
 def test_a_run_that_began_with_a_copied_checkpoint_is_never_averaged_with_one_from_scratch(tmp_path):
@@ -230,7 +232,7 @@ def test_two_tests_of_one_training_are_never_averaged():
     assert [row.runs for row in compare.compare(tests[:2])] == [1, 1]
     assert [row.runs for row in compare.compare([Path("all/0"), tests[0]])] == [1, 1]
     assert [row.runs for row in compare.compare([Path("all/0"), tests[2]])] == [1, 1, 2], "each its own training"
-    with pytest.raises(ConfigError, match=r"stands for .* several tests of one run. Name one of them: 'maml best'"):
+    with pytest.raises(ConfigError, match=r"stands for several tests of one run. Name one of them: 'maml best'"):
         compare.compare(tests[:2], baseline="maml")
 
 
@@ -426,6 +428,32 @@ def test_a_data_set_of_ones_own_stands_under_its_own_name():
     assert data_name(result("maml", [0.5], task={})) == "glyphs"
 
 
+def test_what_was_trained_is_no_reference_and_has_a_curve_without_a_clock(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(compare, "learning_curves", lambda *arguments: drawn.append(arguments))
+    write_run("all/a", "maml", [0.4, 0.6], timings={}, tested={"checkpoint": "best.ckpt", "step": 9})
+    Path("all/a/metrics.csv").write_text("step,epoch,val/accuracy\n49,0,0.4\n99,1,0.5\n")
+    write_run("all/b", "anil", [0.4, 0.6])
+    write_run("all/c", "protonet", [0.4, 0.6], timings={})
+    compare.compare([Path("all")])
+    assert [name for name, _ in drawn[0][2]] == ["protonet"]
+    steps, seconds, values = read_curve(Path("all/a"), "val/accuracy")
+    assert (steps, values) == ([50, 100], [0.4, 0.5])
+    assert all(map(math.isnan, seconds))
+    assert learning_curves(drawn[0][0], "accuracy", [], Path("curves.png")) == Path("curves.png")
+
+
+def test_a_training_that_two_sweeps_made_counts_once(capsys):
+    callbacks = {"callbacks": {"timing": {}}}
+    write_run("all/a", "maml", [0.4, 0.6], seed=1, timings={"fit_s": 10.0}, config=callbacks)
+    write_run("all/b", "maml", [0.4, 0.6], seed=1, timings={"fit_s": 12.0}, config={**callbacks, "run_dir": "all/b"})
+    write_run("all/c", "maml", [0.4, 0.6], seed=2, timings={"fit_s": 10.0}, config=callbacks)
+    write_run("all/d", "maml", [0.4, 0.7], seed=1, timings={"fit_s": 10.0}, config=callbacks)
+    write_run("all/e", "maml", [0.4, 0.6], seed=1, timings={"fit_s": 10.0}, config={"callbacks": {"ntk": {}}})
+    assert [entry.folder.name for entry in find_runs([Path("all")])] == ["a", "c", "d", "e"]
+    assert "all/b (the same training as " in capsys.readouterr().err
+
+
 def test_a_copy_of_a_run_counts_once(capsys):
     for seed in (0, 1):
         write_run(f"all/{seed}", "maml", [0.4 + seed / 10, 0.6], seed=seed)
@@ -434,5 +462,5 @@ def test_a_copy_of_a_run_counts_once(capsys):
     entries = find_runs([Path("all")])
     assert [entry.folder.name for entry in entries] == ["0", "1"]
     assert "left out: " in (said := capsys.readouterr().err)
-    assert "all/copy (a copy of " in said
+    assert "all/copy (the same training as " in said
     assert len(find_runs([Path("all/0"), Path("all/0/evaluations/other")])) == 2

@@ -46,7 +46,8 @@ def test_seeds_are_one_row_and_a_task_without_the_baseline_has_no_differences(ru
     compare_tasks([runs], "anil")
     lines = (runs / "overview.md").read_text().splitlines()
     assert lines[0] == "| method | 1 shot: accuracy, % | difference to baseline | 5 shots: accuracy, % |"
-    assert lines[2].startswith("| maml, mean over 2 seeds | 65.00 ± ")
+    assert lines[2].startswith("| maml, runs: 2, 1 | 65.00 ± ")
+    assert lines[2].endswith("| 80.00 ± 8.00 |")
     assert lines[3] == "| anil seed 0 | 55.00 ± 5.66 | baseline |  |"
 
 

@@ -64,6 +64,11 @@ def test_a_value_given_twice_is_one_job_and_the_last_override_of_a_key_counts():
     assert grid("seed=1,2", "seed=5") == {"job": ["seed=5"]}
 
 
+def test_values_that_hydras_grammar_has_no_place_for_are_still_parted_by_commas():
+    jobs = grid("data.root=/tmp/a=b,/tmp/é,/tmp/c", "seed=1")
+    assert [words[0] for words in jobs.values()] == ["data.root='/tmp/a=b'", "data.root='/tmp/é'", "data.root=/tmp/c"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import shlex
+import subprocess
 from collections import Counter
 
 import pytest
@@ -18,6 +20,7 @@ from lightning_ntk.sweep.progress import Progress, read_progress
 from lightning_ntk.sweep.recipe import write_recipe
 from lightning_ntk.sweep.runner import Runner
 from lightning_ntk.sweep.search import Search, distribution, folder_of, read_spaces
+from lightning_ntk.sweep.search_command import report
 
 KNOWN = groups([conf_folder()])
 WORDS = ["method=maml,anil", "data=glyphs", "steps=3", "val_every=1", "method.lr=tag(log,interval(1e-5,10))"]
@@ -222,6 +225,34 @@ def test_what_was_found_is_a_recipe_that_a_run_takes_before_that_of_conf(tmp_pat
     assert compose_config("train", ["method=maml", "data=sinusoid", "method.lr=5"], str(tmp_path)).method.lr == 5
     assert compose_config("train", ["method=maml", "data=sinusoid"]).method.lr == 3e-2
     assert groups([tmp_path])["recipe"]["maml_sinusoid"] == "Found for a test."
+
+
+@pytest.mark.parametrize("own", [None, "my conf"])
+def test_the_command_that_a_search_prints_has_what_it_found_and_what_was_fixed(own, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if own is not None:
+        (tmp_path / own / "network").mkdir(parents=True)
+        (tmp_path / own / "network" / "tiny.yaml").write_text(
+            "# Tiny.\n_target_: lightning_ntk.networks.mlp.MLP\nhidden: [3]\n"
+        )
+    fixed = ["++method.adapt_steps=2", f"network={'mlp' if own is None else 'tiny'}", "~method.multi_step_loss"]
+    words = ["method=maml", "data=sinusoid", "steps=3", "val_every=1", "method.lr=interval(0.001,0.1)", *fixed]
+    spaces = read_spaces(overrides(*words), KNOWN)
+    jobs = make_jobs({space.name: space.first() for space in spaces}, tmp_path / "out", KNOWN, own)
+    search = Search(spaces, jobs, tmp_path / "out", 1, False)
+    (job,) = search.take(1)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    search.finished(job, State("done"), Progress(3, "val/mse", ((1, 2.0), (3, 0.5))))
+    (study,) = search.studies
+    report(study, tmp_path / "out", own)
+    put, _, command = capsys.readouterr().out.partition("Use it: ")[2].rpartition("lightning-ntk train ")
+    subprocess.run(["sh", "-c", f"{put} true"], check=True)
+    _, folder, *chosen = shlex.split(command)
+    config = compose_config("train", chosen, folder)
+    assert config.method.lr == study.best().params["method.lr"]
+    assert config.method.adapt_steps == 2
+    assert "multi_step_loss" not in config.method
+    assert OmegaConf.to_container(config.network.hidden) == ([40, 40] if own is None else [3])
 
 
 def test_of_errors_the_smallest_is_the_best(tmp_path):
