@@ -145,6 +145,8 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     trainer = build_trainer(config, data, folder, loggers=[], callbacks=[*callbacks, interruption])
     data.check_shared(trainer.world_size, ["test"])
     check_precision(config.trainer.get("precision"), method)
+    # Lightning does so once a checkpoint is loaded, which has rounded it by then.
+    trainer.precision_plugin.convert_module(method)
     advice = "There is no result; the run is as it was."
     with interruption.saying(lambda: advice), cluster.requeued_on_signal(folder):
         result = run_test(trainer, method, data, config, checkpoint.file)

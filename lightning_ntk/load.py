@@ -1,5 +1,7 @@
 """A run that is over, in Python: its trained method and its data."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running import random_state, run_folder
 from lightning_ntk.train import build_data, make_method
@@ -24,7 +27,8 @@ def load_method(run: str | Path, *, checkpoint: str = "best", **settings: Any) -
         **settings: of the method, in the place of the run's own, such as `t=100.0`.
 
     Returns:
-        The method in evaluation mode, on the CPU; `.to(device)` moves it. Random generators are as they were.
+        The method in evaluation mode, on the CPU; `.to(device)` moves it. Its parameters, and the batches of
+        `load_data`, are as precise as those of the run (`method.dtype`). Random generators are as they were.
 
     Raises:
         ConfigError: there is no such run, or the settings are not the method's, or would change its parameters.
@@ -33,6 +37,8 @@ def load_method(run: str | Path, *, checkpoint: str = "best", **settings: Any) -
     with random_state.kept(torch.device("cpu")):  # Initial parameters are drawn, and go.
         method = make_method(_config(found, "method", settings), found.spec)
     run_folder.check_same_parameters(found, method, "run")
+    if found.dtype != method.dtype:  # Of a run whose trainer.precision was 64-true or bf16-true.
+        method.to(found.dtype)
     method.load_state_dict(found.content["state_dict"])
     method.run = found.content["run"]
     return method.eval()
@@ -49,7 +55,24 @@ def load_data(run: str | Path, **settings: Any) -> pl.LightningDataModule:
         ConfigError: there is no such run, the settings are not the data's, or the data are no longer where they were.
         DataError: they cannot be read.
     """
-    return build_data(_config(run_folder.load_checkpoint(str(run), "run"), "data", settings))
+    found = run_folder.load_checkpoint(str(run), "run")
+    data = build_data(_config(found, "data", settings))
+    if found.dtype != torch.get_default_dtype():
+        data.on_after_batch_transfer = functools.partial(_in_precision, data.on_after_batch_transfer, found.dtype)
+    return data
+
+
+def _in_precision(transfer: Callable[..., Episode], dtype: torch.dtype, batch: Episode, dataloader_idx: int) -> Episode:
+    """A batch in another precision than PyTorch's default, which it has where no Trainer says otherwise.
+
+    Episodes are drawn before it, in the default precision, as they are under a Trainer.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return transfer(batch, dataloader_idx)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _config(checkpoint: run_folder.Checkpoint, group: str, settings: dict[str, Any]) -> DictConfig:

@@ -119,6 +119,8 @@ def train(
         trainer = build_trainer(config, data, folder, loggers, own)
         data.check_shared(trainer.world_size)
         check_precision(config.trainer.get("precision"), method)
+        # Lightning does so once a checkpoint is loaded, which has rounded it by then.
+        trainer.precision_plugin.convert_module(method)
         if trainer.is_global_zero:
             new = run_folder.make(folder)
             held.enter_context(writing(folder))

@@ -28,6 +28,13 @@ def test_the_same_settings_give_the_same_scores():
     assert read_results(Path("run")) == trained, "the run's own results must stay"
 
 
+def test_weights_of_another_precision_are_not_rounded():
+    trained = run(*TINY_SINE, "method.t=inf", "trainer.precision=64-true")
+    assert evaluated().episodes == trained.episodes
+    rounded = evaluated("trainer.precision=32-true", name="rounded")
+    assert rounded.episodes != trained.episodes, "as precise as it is asked for"
+
+
 def test_test_time_settings_and_shots_can_change():
     trained = run(*TINY_SINE)
     later = evaluated("method.t=5")

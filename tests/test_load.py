@@ -37,6 +37,27 @@ def test_a_loaded_run_repeats_its_test(name):
     assert method.score(outputs[None], task.query_y[None])[metric].item() == pytest.approx(scores[0].item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("64-true", [*TINY_SINE, "method=meta_rkhs_ii", "method.t=inf"]),
+        ("64-true", [*TINY_SINE, "method=from_scratch"]),
+        ("64-true", [*TINY_GLYPHS, "method=maml"]),
+        ("bf16-true", [*TINY_GLYPHS, "method=protonet"]),
+    ],
+)
+def test_a_run_in_another_precision_is_loaded_in_it(precision, words):
+    result = run(*words, f"trainer.precision={precision}")
+    method, data = load_method("run"), load_data("run")
+    dtype = torch.float64 if precision == "64-true" else torch.bfloat16
+    episodes = data.batch("test", range(5))
+    assert {method.dtype, episodes.support_x.dtype, episodes.query_x.dtype} == {dtype}
+    ((metric, kept),) = result.episodes.items()
+    scores = method.score(method.predict(episodes), episodes.query_y)[metric.removeprefix("test/")]
+    assert scores.tolist() == pytest.approx(kept, rel=1e-9)
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_checkpoint_of_a_folder_is_chosen():
     run(*TINY_SINE)
     assert load_method("run", checkpoint="last").run["config"]["steps"] == 2

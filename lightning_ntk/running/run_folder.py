@@ -31,6 +31,7 @@ class Checkpoint:
         content: what Lightning saved: `state_dict`, `global_step`, ... and our `run`.
         config, overrides, config_folder: of the run that wrote it.
         spec: of its training data.
+        dtype: of its parameters.
     """
 
     file: Path
@@ -60,6 +61,12 @@ class Checkpoint:
     def spec(self) -> TaskSpec:
         kept = self.content["run"]["spec"]
         return TaskSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that its parameters were trained in."""
+        floats = (value.dtype for value in self.content["state_dict"].values() if value.is_floating_point())
+        return next(floats, torch.get_default_dtype())
 
     @property
     def folder(self) -> Path | None:

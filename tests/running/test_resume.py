@@ -49,6 +49,16 @@ def check_equal(folder, other):
     assert metric_rows(folder) == metric_rows(other)
 
 
+def test_a_resumed_run_keeps_its_precision():
+    settings = [*TINY_SINE, "trainer.precision=64-true"]
+    run(*settings, "steps=3", folder="whole")
+    run(*settings, "steps=2", folder="stopped")
+    train.main(["ckpt=stopped", "steps=3"])
+    assert read_results(Path("stopped")).episodes == read_results(Path("whole")).episodes
+    first, second = parameters("stopped"), parameters("whole")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 @pytest.mark.parametrize("method", ["meta_rkhs_ii", "maml"])
 def test_a_killed_run_resumes_to_the_same_end(method):
     settings = [*TINY, "val_every=4", f"method={method}", "data=glyphs", "data.queries=2", "network.filters=8"]
