@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.write(OmegaConf.to_yaml(config))
         return
     config_folder = command.config_folder or checkpoint.config_folder
-    evaluate(checkpoint, config, evaluation_name(own, overrides), config_folder)
+    evaluate(checkpoint, config, evaluation_name(own, overrides + other_checkpoint(checkpoint)), config_folder)
 
 
 def evaluation_name(own: dict[str, str], overrides: list[str]) -> str:
@@ -66,11 +66,30 @@ def evaluation_name(own: dict[str, str], overrides: list[str]) -> str:
         if not re.fullmatch(r"[\w=-][\w.=,-]*", own["name"]):
             raise ConfigError(f"name={own['name']} must be a folder name of letters, digits and -_=,. alone.")
         return own["name"]
-    asked = ",".join(overrides + (["checkpoint=last"] if own.get("checkpoint") == "last" else []))
+    asked = ",".join(overrides)
     name = re.sub(r"[^\w.=-]+", "_", asked)
     if len(name) > 120:  # File systems allow 255 bytes.
         name = f"{name[:100]}_{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
     return name or "again"
+
+
+def other_checkpoint(checkpoint: Checkpoint) -> list[str]:
+    """What tells a checkpoint from the one that its run folder is evaluated by, so that each has results of its own.
+
+    A lone file has a folder of its own already.
+    """
+    usual = "best" if checkpoint.file.with_name("best.ckpt").is_file() else "last"
+    is_usual = checkpoint.folder is None or checkpoint.file.stem == usual
+    return [] if is_usual else [f"checkpoint={checkpoint.file.stem}"]
+
+
+def evaluations_folder(checkpoint: Checkpoint) -> Path:
+    """Where the evaluations of a checkpoint go: into its run folder or, for a lone file, to one under ./runs that is
+    known by its whole path: others may have its name."""
+    if checkpoint.folder is not None:
+        return checkpoint.folder / EVALUATIONS_FOLDER
+    path = hashlib.sha256(str(checkpoint.file).encode()).hexdigest()[:8]
+    return Path.cwd() / "runs" / f"{checkpoint.file.stem}_{path}" / EVALUATIONS_FOLDER
 
 
 def split_overrides(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -130,8 +149,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     """Test a checkpoint under a config, with its callbacks; writes RUN/evaluations/NAME/results.json and returns that
     folder."""
     quiet()
-    base = checkpoint.folder or Path.cwd() / "runs" / checkpoint.file.stem
-    folder = base / EVALUATIONS_FOLDER / name
+    folder = evaluations_folder(checkpoint) / name
     run_folder.check_writable(folder, "run")
     data = build_data(config, "test")
     method = build_method(config, checkpoint.spec)

@@ -1,6 +1,7 @@
 """A finished run tested again under other settings."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,28 @@ def test_each_evaluation_has_a_folder_of_its_own():
     shortened = {evaluation_name({}, [words]) for words in long}
     assert len(shortened) == 2
     assert max(map(len, shortened)) <= 120, "file systems allow 255 bytes"
+
+
+def test_each_checkpoint_has_results_of_its_own():
+    run(*TINY_SINE, "method.lr=0.3")
+    checkpoints = Path("run/checkpoints")
+    shutil.copy(checkpoints / "last.ckpt", checkpoints / "mine.ckpt")
+    for file in ("run", "run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt", "run/checkpoints/mine.ckpt"):
+        evaluate.main([f"run={file}"])
+    assert {path.name for path in Path("run/evaluations").iterdir()} == {"again", "checkpoint=last", "checkpoint=mine"}
+    (checkpoints / "best.ckpt").unlink()  # As in a run without validation, whose last is its best.
+    evaluate.main(["run=run"])
+    assert read_results(Path("run/evaluations/again")).tested["checkpoint"] == "last.ckpt"
+
+
+def test_lone_checkpoints_of_one_name_have_folders_of_their_own():
+    run(*TINY_SINE)
+    for folder in ("x", "y", "x"):
+        Path(folder).mkdir(exist_ok=True)
+        shutil.copy("run/checkpoints/best.ckpt", f"{folder}/model.ckpt")
+        evaluate.main([f"run={folder}/model.ckpt"])
+    results = list(Path("runs").glob("model_*/evaluations/again/results.json"))
+    assert len(results) == 2, "the second time, x is in the folder of the first"
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/x", "..", "a/b", ""])
