@@ -108,6 +108,12 @@ def load_checkpoint(path: str, key: str, name: str = "last") -> Checkpoint:
         ) from error
     if not isinstance(content, dict) or "run" not in content:
         raise ConfigError(f"{key}={path}: {file} was not written by lightning_ntk.")
+    if not content["run"]:
+        raise ConfigError(
+            f"{key}={path}: {file} was written under a Trainer of your own, and tells neither the settings nor the "
+            "data of its training. In Python, build the method as you did then, and load it by "
+            f'method.load_state_dict(torch.load("{file}")["state_dict"]).'
+        )
     return Checkpoint(file.resolve(), content)
 
 

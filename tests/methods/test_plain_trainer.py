@@ -5,7 +5,9 @@ import torch
 from plain_trainer import plain_trainer
 from test_contract import METHODS, tasks
 
+from lightning_ntk import evaluate, load_data, load_method, train
 from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.networks.mlp import MLP
 
@@ -51,3 +53,17 @@ def test_a_method_is_loaded_with_its_network_given(tmp_path):
         loaded = MetaRKHSII.load_from_checkpoint(tmp_path / "model.ckpt", network=MLP((1,), 1), spec=SPEC, lr=lr)
         for p, q in zip(loaded.parameters(), method.parameters(), strict=True):
             assert torch.equal(p, q)
+
+
+def test_a_checkpoint_that_no_run_wrote_says_how_it_is_loaded(tmp_path):
+    method, trainer = MetaRKHSII(MLP((1,), 1), SPEC), plain_trainer()
+    trainer.fit(method, batches())
+    file = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(file)
+    commands = (lambda: evaluate.main([f"run={file}"]), lambda: train.main([f"ckpt={file}"]))
+    for command in (lambda: load_method(file), lambda: load_data(file), *commands):
+        with pytest.raises(
+            ConfigError, match=r"under a Trainer of your own.*load_state_dict\(torch\.load\(.*model\.ckpt"
+        ):
+            command()
+    method.load_state_dict(torch.load(file)["state_dict"])  # As it says.
