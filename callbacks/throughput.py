@@ -48,7 +48,8 @@ class Throughput(pl.Callback):
             self._begin(now(pl_module.device))
             return
         self._episodes += batch.tasks * trainer.world_size
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        # With log_every_n_steps=0 no metric is logged in between.
+        if trainer.log_every_n_steps and trainer.global_step % trainer.log_every_n_steps == 0:
             self._sample_gpu(pl_module.device)
         self._mark = time.perf_counter()
 
@@ -62,6 +63,9 @@ class Throughput(pl.Callback):
         pl_module.log("time/data_share", self._waited / self._seconds)
         if self._gpu:
             pl_module.log("gpu/utilization", sum(self._gpu) / len(self._gpu))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(time.perf_counter())  # In the middle of an epoch, too (`val_check_interval`).
 
     def _sample_gpu(self, device: torch.device) -> None:
         if device.type != "cuda" or not self._reads_gpu:

@@ -24,23 +24,28 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
-def train_epoch(callback, clock, *, steps, ranks=1, device="cpu", wait=1.0, work=3.0) -> dict[str, float]:
-    """Steps that wait and work so long, as Lightning tells of them; returns what is logged at the validation."""
+def train_epoch(callback, clock, *, steps, ranks=1, device="cpu", log_every=10, goes_on=False) -> dict[str, float]:
+    """Steps that wait a second and work three, as Lightning tells of them; returns what is logged at the validation.
+
+    `goes_on`: the epoch has begun before, and this validation is another one inside it.
+    """
     trainer = types.SimpleNamespace(
-        num_training_batches=steps, world_size=ranks, global_step=10, log_every_n_steps=10, sanity_checking=False
+        num_training_batches=steps, world_size=ranks, global_step=10, log_every_n_steps=log_every, sanity_checking=False
     )
     logged = {}
     module = types.SimpleNamespace(device=torch.device(device), log=lambda name, value: logged.update({name: value}))
     batch = types.SimpleNamespace(tasks=4)
-    callback.on_train_epoch_start(trainer, module)
+    if not goes_on:
+        callback.on_train_epoch_start(trainer, module)
     for number in range(steps):
-        clock.seconds += wait
+        clock.seconds += 1
         callback.on_train_batch_start(trainer, module, batch, number)
-        clock.seconds += work
+        clock.seconds += 3
         callback.on_train_batch_end(trainer, module, None, batch, number)
     callback.on_validation_start(trainer, module)
     clock.seconds += 1000  # The validation and its probes.
     callback.on_validation_epoch_end(trainer, module)
+    callback.on_validation_end(trainer, module)
     return logged
 
 
@@ -68,6 +73,17 @@ def test_the_first_steps_do_not_count_where_there_are_more(clock):
     assert logged == {"time/episodes_per_s": 2.0, "time/data_share": 1.0}
     # One step a validation: nothing else is left to measure.
     assert train_epoch(Throughput(), clock, steps=1)["time/episodes_per_s"] == 1.0
+
+
+def test_validations_inside_an_epoch_are_no_waiting(clock):
+    callback = Throughput()
+    for goes_on in (False, True, True):
+        logged = train_epoch(callback, clock, steps=5, goes_on=goes_on)
+        assert logged == {"time/episodes_per_s": 1.0, "time/data_share": 0.25}
+
+
+def test_a_trainer_that_logs_at_validations_alone_is_measured(clock):
+    assert train_epoch(Throughput(), clock, steps=5, log_every=0)["time/data_share"] == 0.25
 
 
 def test_a_gpu_is_read_where_it_can_be(clock, monkeypatch):
