@@ -1,5 +1,7 @@
 """Kernels of a method's network, ready for their numbers."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +16,10 @@ def kernels(
     """The kernel of inputs x `[n, ...]` as a matrix in float64 on the CPU, and each layer's part where it is wanted.
 
     `kind` is "full", or "trace": the mean over outputs, with which `method.kernel=trace` solves. Parameters of less
-    than single precision are taken to single.
+    than single precision are taken to single, and with them all that the network computes with: frozen ones, buffers.
     """
+    if any(p.dtype.itemsize < 4 for p in module.parameters()):
+        module = copy.deepcopy(module).float()
     full = {name: p.detach().float() if p.dtype.itemsize < 4 else p.detach() for name, p in params.items()}
     found = empirical_ntk(
         functional(module)[0],

@@ -17,6 +17,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
+from lightning_ntk.methods.protonet import ProtoNet
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.ntk import functional
 from lightning_ntk.running.results import read_results
@@ -64,6 +65,13 @@ def test_the_numbers_are_those_of_the_full_jacobian(norm):
     assert measured["ntk/alignment"] == pytest.approx(aligned, rel=1e-3)
     assert measured["ntk/drift_from_start"] == pytest.approx(0, abs=1e-9)
     assert "ntk/drift" not in measured, "a test has no probe before it"
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_parameters_of_16_bits_and_frozen_ones_beside_them_are_taken_to_32(norm):
+    measured, kernel = probed(norm, method=ProtoNet, change=lambda method: method.bfloat16())  # Its head is frozen.
+    assert measured["ntk/trace"] == pytest.approx(np.trace(kernel), rel=1e-4)
+    assert measured["ntk/lambda_max"] == pytest.approx(np.linalg.eigvalsh(kernel)[-1], rel=1e-4)
 
 
 def test_the_trace_kernel_and_a_ridge_of_ones_own():
