@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lightning_ntk.ntk import checks
+
 DEVICE = torch.device("meta")
 
 
@@ -26,5 +28,6 @@ def elsewhere() -> Iterator[torch.device]:
         # What knows the names of devices does not know this one.
         patch.setattr(torch, "autocast", lambda device, **k: autocast("cpu" if device == "meta" else device, **k))
         patch.setattr(torch, "is_autocast_enabled", lambda d="cuda": is_autocast_enabled("cpu" if d == "meta" else d))
+        patch.setattr(checks, "_generator_states", list)  # Real tensors, whose numbers are not to be read here.
         patch.setattr(optimizer, "_get_fused_kernels_supported_devices", lambda: [*fused(), "meta"])
         yield DEVICE

@@ -28,6 +28,7 @@ Predictor = Callable[[Tensor], Tensor]
 # What PyTorch says where a layer has no such derivative, or none of many tasks or directions at once.
 LACKING = re.compile(
     r"Batching rule not implemented|do not yet support|(derivative|jvp).* is not implemented|forward AD|forward-mode AD"
+    r"|match the broadcast shape"
 )
 
 
@@ -174,8 +175,9 @@ class MetaLearner(pl.LightningModule):
                 raise
             raise ConfigError(
                 f"network: {type(self).__name__} takes derivatives that PyTorch does not have of one of its layers "
-                f"({str(error).strip().splitlines()[0]}). Use another layer, or a method that takes fewer, such as "
-                "fomaml."
+                f"({str(error).strip().splitlines()[0]}). Use another layer, a method that takes fewer, such as "
+                "fomaml, or one task at a time (method.tasks_per_chunk=1) with couples_examples = True on the network: "
+                "recurrent layers do that, if slowly."
             ) from error
 
     def check_finite(self, loss: Tensor) -> None:
@@ -199,7 +201,20 @@ class MetaLearner(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
 
+    def check_labels(self, y: Tensor) -> None:
+        """Raise `ConfigError` for class numbers that the network has no output for."""
+        if self.spec.kind == "regression" or self.any_ways:
+            return
+        known = (y >= 0) & (y < self.spec.outputs)
+        if not bool(known.all()):
+            raise ConfigError(
+                f"Expected labels from 0 to {self.spec.outputs - 1}, one for each output of the network, but got "
+                f"{int(y[~known][0])}. Number the classes of a task from 0, and test on no more ways than were trained."
+            )
+
     def _collect(self, episodes: Episode) -> None:
+        self.check_labels(episodes.support_y)
+        self.check_labels(episodes.query_y)
         with self._differentiated():
             scores = self.score(self.predict(episodes).detach(), episodes.query_y)
         self._collected.append((episodes.index, scores))

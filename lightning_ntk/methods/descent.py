@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function
-from lightning_ntk.ntk.jacobian import Params, functional
+from lightning_ntk.ntk.jacobian import Params, call, functional
 from lightning_ntk.ntk.layers import plain_attention
 
 # Tasks share the overhead of a step, which is most of it where they are small. Above this part of the examples that are
@@ -41,7 +41,7 @@ class DescentLearner(MetaLearner):
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         params = task_params(self.adapted_params(support_x[None], support_y[None]), 0)
-        return lambda x: functional_call(self.network, params, (x,))
+        return lambda x: call(self.network, params, x)
 
     def predict(self, episodes: Episode) -> Tensor:
         outputs = []
@@ -49,7 +49,7 @@ class DescentLearner(MetaLearner):
             adapted = self.adapted_params(chunk_x, chunk_y)
             for task in range(len(chunk_x)):
                 query_x = episodes.query_x[len(outputs)]
-                outputs.append(functional_call(self.network, task_params(adapted, task), (query_x,)))
+                outputs.append(call(self.network, task_params(adapted, task), query_x))
         return torch.stack(outputs)
 
     def chunks(self, x: Tensor, y: Tensor, examples: int | None = None) -> Iterable[tuple[Tensor, Tensor]]:
@@ -61,7 +61,7 @@ class DescentLearner(MetaLearner):
 
     def task_loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
         """The loss of one task's examples `[n, ...]` at other parameters than the network's own."""
-        return self.loss(functional_call(self.network, params, (x,)), y)
+        return self.loss(call(self.network, params, x), y)
 
 
 def descend(

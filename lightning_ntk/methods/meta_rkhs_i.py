@@ -203,6 +203,8 @@ class MetaRKHSI(MetaLearner):
 
     def _adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
         check_derivatives()
+        if support_y.is_cpu:  # On a GPU the host would have to wait; of tests, `_collect` looks at the labels.
+            self.check_labels(support_y)
         network, params = functional(self.network)
         params = {name: p.detach() for name, p in params.items()}
         if self.adaptation == "euler" and self._by_kernel(examples=support_x.shape[0]):

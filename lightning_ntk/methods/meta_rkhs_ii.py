@@ -143,6 +143,8 @@ class MetaRKHSII(MetaLearner):
             )
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:
+        if support_y.is_cpu:  # On a GPU the host would have to wait; of tests, `_collect` looks at the labels.
+            self.check_labels(support_y)
         network, params = functional(self.network)
         params = {name: p.detach() for name, p in params.items()}
         with full_precision(self.device.type):

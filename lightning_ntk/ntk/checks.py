@@ -1,8 +1,13 @@
 """What a network must be for its Jacobian to mean anything: a function, of outputs `[n, C]`."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import norms
@@ -23,7 +28,7 @@ def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
             what = "draws random numbers. Leave it out, or set its dropout to 0"
         elif isinstance(layer, nn.RReLU):
             what = "draws random numbers, and goes through no vmap even where it does not. Use nn.LeakyReLU"
-        elif layer.training and hasattr(layer, "n_power_iterations"):
+        elif layer.training and (hasattr(layer, "n_power_iterations") or _has_hook(layer, SpectralNorm)):
             what = "goes on estimating a norm at each call. Use torch.nn.utils.parametrizations.orthogonal"
         elif layer.training and getattr(layer, "running_mean", None) is not None:
             what = "keeps running averages. Use networks.normalisation.BatchStatistics, or nn.GroupNorm"
@@ -49,11 +54,44 @@ def check_is_open(network: nn.Module) -> None:
 def check_second_derivatives(network: nn.Module) -> None:
     """Raise `ConfigError` for layers whose second derivatives come out wrong (seen with torch 2.14)."""
     for name, layer in network.named_modules():
-        if type(layer).__name__ == "_WeightNorm":
+        if type(layer).__name__ == "_WeightNorm" or _has_hook(layer, WeightNorm):
             raise ConfigError(
                 f"network: {name} is weight_norm, whose second derivatives PyTorch gets wrong. Leave it out, or use a "
                 "method without them (fomaml, meta_rkhs_ii)."
             )
+
+
+def _has_hook(layer: nn.Module, kind: type) -> bool:
+    """Whether one of PyTorch's older parametrisations, hooks of that kind, computes a weight of the layer."""
+    return any(isinstance(hook, kind) for hook in layer._forward_pre_hooks.values())
+
+
+@contextlib.contextmanager
+def drawing_nothing(network: nn.Module) -> Iterator[None]:
+    """Inside, a network that draws from PyTorch's generator of random numbers ends in a `ConfigError`.
+
+    What draws is no function, and no layer that `check_is_function` knows (`F.dropout` in a forward of one's own).
+    """
+    name = type(network).__name__
+    message = f"network: {name} draws random numbers in its forward pass. Leave that out, or call eval() where it does."
+    before = _generator_states()
+    try:
+        yield
+    except RuntimeError as error:
+        if "random operation" not in str(error):  # vmap's words.
+            raise
+        raise ConfigError(message) from error
+    if _generator_states() != before:
+        raise ConfigError(message)
+
+
+def _generator_states() -> list[bytes]:
+    """What the generators of the host, and of the GPU in use where there is one, will give next."""
+    with torch._C._DisableFuncTorch(), torch._C.DisableTorchFunction():
+        states = [torch.default_generator.get_state()]
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            states.append(torch.cuda.get_rng_state())
+        return [state.numpy().tobytes() for state in states]
 
 
 def _dropout(layer: nn.Module) -> float:
@@ -74,6 +112,11 @@ def check_derivatives() -> None:
 
 def check_outputs(outputs: Tensor, x: Tensor) -> None:
     """Raise `ConfigError` unless outputs are a row of C numbers for each of the inputs x `[n, ...]`."""
+    if not isinstance(outputs, Tensor):
+        raise ConfigError(
+            f"Expected a network of inputs [n, ...] to outputs [n, C], a tensor, but its outputs are of type "
+            f"{type(outputs).__name__}. Wrap it in a module that returns one tensor of it."
+        )
     if outputs.dim() != 2 or len(outputs) != len(x):
         raise ConfigError(
             f"Expected a network of inputs [n, ...] to outputs [n, C], but it takes inputs {list(x.shape)} to outputs "

@@ -54,8 +54,8 @@ class GradientFlow:
     """phi(H) for one kernel or a batch of kernels, from one eigendecomposition.
 
     Args:
-        kernel: H, symmetric `[..., N, N]`; symmetrised and converted to float64. Tiny negative eigenvalues, rounding
-            errors of a positive semidefinite matrix, are set to 0.
+        kernel: H, symmetric `[..., N, N]`; symmetrised and converted to float64. Negative eigenvalues, which a kernel
+            has by rounding alone, are set to 0: of an indefinite matrix the flow is that of its positive part.
         t: time, in (0, 1e50] or inf.
         approximation: "exact", or the exponential by a Pade fraction: "pade11" [1/1] or "pade22" [2/2].
         ridge: added to every eigenvalue. At t = inf a positive ridge is what keeps directions that the kernel hardly
@@ -116,6 +116,8 @@ def gradient_flow(
     kernel: Tensor, residual: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0
 ) -> Tensor:
     """phi(H) r, differentiable once in kernel `[..., N, N]` and residual `[..., N]`; the result is float64.
+
+    By autograd, that is (`backward`, `torch.autograd.grad`); not inside the transforms of torch.func.
 
     See `GradientFlow` for the arguments and errors. The derivative in the kernel uses the Daleckii-Krein formula.
     """

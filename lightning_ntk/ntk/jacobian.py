@@ -12,7 +12,13 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_is_open, check_outputs
+from lightning_ntk.ntk.checks import (
+    check_derivatives,
+    check_is_function,
+    check_is_open,
+    check_outputs,
+    drawing_nothing,
+)
 from lightning_ntk.ntk.layer_rows import layer_rows
 from lightning_ntk.ntk.layers import engine_layers
 from lightning_ntk.ntk.precision import full_precision
@@ -37,6 +43,12 @@ def functional(module: nn.Module) -> tuple[Network, Params]:
     """
     check_is_open(module)
     params = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    unreal = [name for name, p in params.items() if p.is_complex()]
+    if unreal:
+        raise ConfigError(
+            f"Expected real parameters, but {', '.join(unreal)} are complex. Keep real and imaginary parts as two real "
+            "ones, and join them by torch.complex in forward."
+        )
     if not params:
         raise ConfigError(
             f"Expected a module with trainable parameters, but {type(module).__name__} has none, and "
@@ -44,9 +56,11 @@ def functional(module: nn.Module) -> tuple[Network, Params]:
         )
 
     def plain(theta: Params, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            check_is_function(module)
-        return functional_call(module, theta, (x,))
+        if torch.compiler.is_compiling():
+            return call(module, theta, x)
+        check_is_function(module)
+        with drawing_nothing(module):
+            return call(module, theta, x)
 
     def network(theta: Params, x: Tensor) -> Tensor:
         with engine_layers():
@@ -54,6 +68,24 @@ def functional(module: nn.Module) -> tuple[Network, Params]:
 
     network.plain = plain
     return network, params
+
+
+def call(module: nn.Module, theta: Params, x: Tensor) -> Tensor:
+    """A module's outputs at other parameters than its own, which `theta` has by their names in `named_parameters`.
+
+    Each parameter is put in place once, wherever the module shares it: `functional_call`'s own way of doing so leaves a
+    plain tensor behind where one part of a module stands in two places (seen with torch 2.14).
+    """
+    first: dict[Tensor, str] = {}
+    placed = {}
+    for prefix, part in module.named_modules():  # Each part once.
+        for key, parameter in part._parameters.items():
+            if parameter is not None:
+                place = f"{prefix}.{key}" if prefix else key
+                name = first.setdefault(parameter, place)
+                if name in theta:
+                    placed[place] = theta[name]
+    return functional_call(module, placed, (x,), tie_weights=False)
 
 
 def composed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_ntk.ntk.checks import check_outputs
 from lightning_ntk.ntk.convolution import Geometry, geometry_of, patches
@@ -38,9 +38,10 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
     if torch.is_autocast_enabled(x.device.type) or not x.is_floating_point():
         return None
     with torch.enable_grad():
+        # All that follows from the examples has a graph, what does not is none of a layer's business.
+        examples = x.detach().requires_grad_().clone()  # No leaf: it may be written over.
         with _Capture(params, len(x)) as capture:
-            # All that follows from the examples has a graph, what does not is none of a layer's business.
-            outputs = network(params, x.detach().requires_grad_().clone())  # No leaf: it may be written over.
+            outputs = network(params, examples)
         check_outputs(outputs, x)
         if capture.unserved or capture.seen != set(params) or not outputs.requires_grad:
             return None
@@ -81,21 +82,33 @@ class _Layer:
         return self._input._version != self._version
 
 
+def _functions(*names: str) -> set[Callable]:
+    """Of torch and of tensors, those of these names."""
+    return {getattr(owner, name) for name in names for owner in (torch, Tensor)}
+
+
 # What may put examples into another order, in which a layer's rows would be those of others.
-REORDERING = {
-    getattr(owner, name)
-    for name in ("flip", "roll", "index_select", "gather", "take_along_dim", "sort", "scatter", "index_copy")
-    for owner in (torch, Tensor)
-} | {torch.flipud, Tensor.flipud, torch.index_put, Tensor.index_put, Tensor.index_put_, Tensor.__setitem__}
+REORDERING = _functions(
+    *("flip", "flipud", "roll", "index_select", "gather", "take_along_dim", "sort", "scatter", "index_copy"),
+    *("index_put", "select", "unbind"),
+) | {Tensor.index_put_, Tensor.__setitem__, torch.einsum, torch.tensordot}
+# What may put another axis into the place of theirs.
+MOVING = _functions("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "permute", "t") | {Tensor.T.__get__}
 
 
-def _reorders(func: Callable, args: tuple) -> bool:
-    indexed = func is Tensor.__getitem__ and any(isinstance(leaf, Tensor | list) for leaf in _indices(args[1]))
-    return indexed or func in REORDERING
+def _reorders(func: Callable, args: tuple, result: object, n: int) -> bool:
+    """Whether examples may stand in other places of the result than in those of the arguments.
 
-
-def _indices(index: object) -> tuple:
-    return index if isinstance(index, tuple) else (index,)
+    Parts of the batch are known by their length: what is put together of them need not be in the same order.
+    """
+    if func is Tensor.__getitem__:
+        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        if any(isinstance(index, Tensor | list) for index in indices) or indices[:1] not in ((slice(None),), (...,)):
+            return True
+    if func in MOVING and result.stride()[:1] != args[0].stride()[:1]:
+        return True
+    made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return func in REORDERING or any(leaf.shape[:1] != (n,) for leaf in made)
 
 
 class _Capture(TorchFunctionMode):
@@ -111,10 +124,14 @@ class _Capture(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        used = [self.names[id(leaf)] for leaf in tree_leaves((args, kwargs)) if id(leaf) in self.names]
+        leaves = tree_leaves((args, kwargs))
+        if any(map(self._is_foreign, leaves)):
+            args, kwargs = tree_map(lambda leaf: leaf.detach() if self._is_foreign(leaf) else leaf, (args, kwargs))
+        used = [self.names[id(leaf)] for leaf in leaves if id(leaf) in self.names]
         if not used:
-            self.unserved |= _reorders(func, args)
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.unserved |= _reorders(func, args, result, self.n)
+            return result
         served = {torch.conv2d: self._conv2d, F.linear: self._linear, F.group_norm: self._group_norm}.get(func)
         result = served(*args, **kwargs) if served is not None and self.seen.isdisjoint(used) else None
         self.seen.update(used)
@@ -124,6 +141,10 @@ class _Capture(TorchFunctionMode):
         input, output, fill_rows = result
         self.layers.append(_Layer(input, output, fill_rows))
         return output
+
+    def _is_foreign(self, leaf: object) -> bool:
+        """Whether it is a trainable tensor that is not among `params`: nothing is to be seen through it."""
+        return isinstance(leaf, Tensor) and leaf.is_leaf and leaf.requires_grad and id(leaf) not in self.names
 
     def _is_examples(self, input: Tensor, dims: int) -> bool:
         """Whether an input is made of the examples, the first axis theirs, and is no parameter."""

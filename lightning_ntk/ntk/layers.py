@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk import norms
+from lightning_ntk.ntk import linear_algebra, norms
 from lightning_ntk.ntk.convolution import convolve, geometry_of
 from lightning_ntk.ntk.pooling import Window, max_pool
 from lightning_ntk.ntk.standardise import standardise
@@ -36,7 +36,8 @@ def plain_attention() -> Iterator[None]:
 
 
 class engine_layers(TorchFunctionMode):
-    """Inside, `F.conv2d`, `F.max_pool2d` and `F.group_norm` of any network are the engine's, and so are `ntk.norms`.
+    """Inside, `F.conv2d`, `F.max_pool2d` and `F.group_norm` of any network are the engine's, and so are `ntk.norms` and
+    `ntk.linear_algebra`.
 
     Under autocast the first three stay PyTorch's own, which choose their precision. Attention is computed from matrix
     products, whose derivatives PyTorch has.
@@ -108,11 +109,15 @@ def _as_weight_norm(v, g, dim=0):
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def _as_slogdet(A):
+    return torch.return_types.linalg_slogdet(linear_algebra.slogdet(A))
+
+
 def _refuse(replacement: str):
     def refuse(*args, **kwargs):
         raise ConfigError(
-            f"The network calls a norm by a function of PyTorch's whose derivatives come out wrong here. Call "
-            f"{replacement} instead."
+            f"The network calls a function of PyTorch's whose derivatives come out wrong here. Call {replacement} "
+            "instead."
         )
 
     return refuse
@@ -137,6 +142,14 @@ _SERVED = {
     torch.instance_norm: _as_instance_norm,
     torch.native_layer_norm: _refuse("F.layer_norm"),
     torch.native_batch_norm: _refuse("F.batch_norm"),
+    torch.linalg.solve: linear_algebra.solve,
+    **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), linear_algebra.det),
+    **dict.fromkeys((torch.linalg.slogdet, torch.slogdet, Tensor.slogdet), _as_slogdet),
+    **dict.fromkeys((torch.logdet, Tensor.logdet), linear_algebra.logdet),
+    **dict.fromkeys((torch.cholesky_inverse, Tensor.cholesky_inverse), linear_algebra.cholesky_inverse),
+    **dict.fromkeys((torch.linalg.householder_product, torch.orgqr, Tensor.orgqr), linear_algebra.householder_product),
+    torch.linalg.solve_ex: _refuse("torch.linalg.solve"),
+    torch.linalg.tensorsolve: _refuse("torch.linalg.solve"),
     # With channels last, vmap falls back on a slow way, with a warning.
     F.adaptive_avg_pool2d: _as_average,
     # And of these, forward-mode derivatives have no reverse mode, or fail under vmap; weight norm's second are wrong.

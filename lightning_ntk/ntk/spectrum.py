@@ -6,14 +6,33 @@ Pure functions in float64. Eigenvalues come in ascending order, as `spectrum` gi
 import torch
 from torch import Tensor
 
+from lightning_ntk.errors import ConfigError
+
+# Beyond this part of the largest entry, entries that should be equal do not differ by rounding.
+ASYMMETRIC = 1e-2
+
 
 def as_matrix(kernel: Tensor) -> Tensor:
     """A full kernel `[n, n, C, C]` as the matrix H `[n C, n C]`; one that is a matrix already stays so. Float64,
-    symmetrised."""
+    symmetrised.
+
+    Raises:
+        ConfigError: the kernel is not square, or not symmetric, being one of two sets of examples.
+    """
     if kernel.dim() == 4:
-        n, _, outputs, _ = kernel.shape
-        kernel = kernel.transpose(1, 2).reshape(n * outputs, n * outputs)
+        kernel = kernel.transpose(1, 2).flatten(2).flatten(0, 1)
+    if kernel.dim() != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ConfigError(
+            f"Expected the kernel of one set of examples, [n, n, C, C] or a square matrix, but got one that makes "
+            f"{list(kernel.shape)}. Of two sets, take kernel.transpose(1, 2).flatten(2).flatten(0, 1)."
+        )
     kernel = kernel.double()
+    apart = (kernel - kernel.mT).abs().max()
+    if apart > ASYMMETRIC * kernel.abs().max():
+        raise ConfigError(
+            "Expected the kernel of one set of examples, but this one is not symmetric, as those of two sets are. Of "
+            "two sets, take kernel.transpose(1, 2).flatten(2).flatten(0, 1)."
+        )
     return 0.5 * (kernel + kernel.mT)
 
 

@@ -313,6 +313,18 @@ def test_a_layer_without_the_derivatives_is_named_as_the_reason():
         method.training_step(episodes, 0)
 
 
+@pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1], [10, 20, 30]])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CLASSIFIERS])
+def test_labels_without_an_output_are_refused(name, labels):
+    method, episodes = make(name, "classification"), tasks("classification")
+    if name.startswith("meta_rkhs"):
+        with pytest.raises(ConfigError, match=r"Expected labels from 0 to 2.* but got -?\d"):
+            method.adapt(episodes.support_x[0], torch.tensor(labels))
+    wrong = dataclasses.replace(episodes, support_y=torch.tensor([labels] * episodes.tasks))
+    with pytest.raises(ConfigError, match=r"Expected labels from 0 to 2"):
+        method.test_step(wrong, 0)
+
+
 @pytest.mark.parametrize("name", ["maml", "anil", "meta_sgd", "imaml"])
 def test_weight_norm_is_refused_where_its_second_derivative_counts(name):
     network = Transformer() if name == "anil" else Sequence(nn.Conv2d(4, 4, 1))
@@ -321,3 +333,11 @@ def test_weight_norm_is_refused_where_its_second_derivative_counts(name):
         METHODS[name](network, SPEC)
     for other in ("fomaml", "reptile", "meta_rkhs_ii"):  # Which do without.
         METHODS[other](network, SPEC)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+def test_the_older_weight_norm_is_refused_as_well():
+    network = Sequence(nn.Conv2d(4, 4, 1))
+    nn.utils.weight_norm(network[1])
+    with pytest.raises(ConfigError, match=r"weight_norm, whose second derivatives PyTorch gets wrong"):
+        METHODS["maml"](network, SPEC)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import dense_jacobian
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -282,3 +283,74 @@ def test_a_random_slope_is_refused_in_either_mode(training):
     network, params = functional(nn.Sequential(nn.Linear(4, 2), nn.RReLU()).train(training))
     with pytest.raises(ConfigError, match=r"layer 1 \(RReLU\) draws random numbers.* Use nn\.LeakyReLU"):
         empirical_ntk(network, params, torch.randn(3, 4))
+
+
+def shared(tied):
+    """A layer that stands in two places, or two layers of one weight."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.Tanh(), second if tied else first, nn.Tanh(), nn.Linear(3, 2)).double()
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_shared_part_is_differentiated_in_all_its_places_and_stays_a_parameter(tied, coupled):
+    module, x = shared(tied), torch.randn(4, 3, dtype=torch.float64)
+    weight = module[0].weight
+    network, params = functional(module)
+    moved = {name: 1.5 * p.detach() for name, p in params.items()}
+    found = Jacobian(network, moved, x, coupled=coupled).dense().flatten(0, 1)
+    assert module[0].weight is weight
+    assert module[2].weight is weight
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(1.5)
+    rows = [torch.autograd.grad(y, module.parameters(), retain_graph=True) for y in module(x).flatten()]
+    assert torch.allclose(found, torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]))
+
+
+class Dropping(nn.Module):
+    def __init__(self, drop):
+        super().__init__()
+        self.first, self.last, self.drop = nn.Linear(4, 8), nn.Linear(8, 2), drop
+
+    def forward(self, x):
+        return self.last(self.drop(self.first(x), self.training))
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize(
+    "drop",
+    [lambda x, on: F.dropout(x, 0.5, on), lambda x, on: x * torch.empty(len(x), 1).bernoulli_(0.5) if on else x],
+)
+def test_random_numbers_in_a_forward_pass_of_ones_own_are_refused(drop, coupled):
+    module, x = Dropping(drop), torch.randn(3, 4)
+    network, params = functional(module)
+    with pytest.raises(ConfigError, match=r"Dropping draws random numbers.*eval\(\)"):
+        empirical_ntk(network, params, x, coupled=coupled)
+    with pytest.raises(ConfigError, match=r"Dropping draws random numbers"):
+        Jacobian(network, params, x, coupled=coupled).jvp(params)
+    module.eval()
+    assert torch.equal(empirical_ntk(network, params, x), empirical_ntk(network, params, x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
+def test_an_older_spectral_norm_is_refused_while_it_trains():
+    network, params = functional(nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 2))))
+    with pytest.raises(ConfigError, match=r"layer 0 \(Linear\) goes on estimating a norm"):
+        empirical_ntk(network, params, torch.randn(3, 4))
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(ConfigError, match=r"real parameters, but weight are complex"):
+        functional(nn.Linear(3, 2, bias=False, dtype=torch.complex64))
+
+
+def test_outputs_of_another_type_are_told():
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), x
+
+    network, params = functional(Pair(3, 2))
+    with pytest.raises(ConfigError, match=r"its outputs are of type tuple\. Wrap it"):
+        empirical_ntk(network, params, torch.randn(3, 3))

@@ -261,11 +261,68 @@ class Reordering(nn.Module):
         Reordering(lambda x, order: x.flip(0), lambda x, order: x.flip(0)),
         Reordering(lambda x, order: torch.roll(x, 1, 0), lambda x, order: x.roll(-1, 0)),
         Reordering(lambda x, order: x.index_select(0, order), lambda x, order: x.index_select(0, order.argsort())),
+        Reordering(lambda x, order: torch.cat([x[1:], x[:1]]), lambda x, order: torch.cat([x[-1:], x[:-1]])),
+        Reordering(
+            lambda x, order: torch.stack([x[i] for i in reversed(range(len(x)))]),
+            lambda x, order: torch.stack([*x][::-1]),
+        ),
+        Reordering(lambda x, order: torch.stack(x.unbind()[::-1]), lambda x, order: torch.cat(x.split(1)[::-1])),
     ],
 )
 def test_examples_in_another_order_keep_their_rows(module):
     network, params = functional(module.double())
     x = torch.tensor([[3.0, 1, 0], [1, 2, 5], [2, 0, 1]], dtype=torch.float64)
     assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x) is None
+    found = Jacobian(network, params, x, coupled=False).dense()
+    assert torch.allclose(found.flatten(0, 1), dense_jacobian(network, params, x))
+
+
+class Transposing(nn.Module):
+    """As many features as examples, which change places before a layer and back after it."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.first, self.last, self.turn = nn.Linear(3, 3, bias=False), nn.Linear(3, 2), turn
+
+    def forward(self, x):
+        return self.last(self.turn(self.first(self.turn(x))).tanh())
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda x: x.T, lambda x: x.t(), lambda x: x.transpose(0, 1), lambda x: x.permute(1, 0)]
+)
+def test_features_in_the_place_of_examples_are_none(turn):
+    network, params = functional(Transposing(turn))
+    assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, torch.randn(3, 3)) is None
+
+
+def test_axes_that_change_places_behind_the_examples_do_no_harm():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), Moving(), nn.Flatten(), nn.Linear(4 * 2 * 3, 2)).double()
+    network, params = functional(module)
+    x = torch.randn(5, 3, 4, 5, dtype=torch.float64)
+    rows, _ = layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x)
+    expected = dense_jacobian(network, params, x).unflatten(0, (5, 2))
+    assert torch.allclose(flatten({key: rows[key] for key in params}, batch_dims=2), expected)
+
+
+class Moving(nn.Module):
+    def forward(self, x):
+        return x.movedim(1, -1).transpose(1, 2)
+
+
+@pytest.mark.parametrize("examples", [4, 5])
+def test_a_trainable_part_that_is_left_out_is_no_example(examples):
+    class Prototypes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key = nn.Linear(3, 4), nn.Linear(3, 4)
+            self.prototypes = nn.Parameter(torch.randn(5, 3))
+
+        def forward(self, x):
+            return self.query(x) @ self.key(self.prototypes).mT
+
+    network, params = functional(Prototypes().double())
+    del params["prototypes"]
+    x = torch.randn(examples, 3, dtype=torch.float64)
     found = Jacobian(network, params, x, coupled=False).dense()
     assert torch.allclose(found.flatten(0, 1), dense_jacobian(network, params, x))

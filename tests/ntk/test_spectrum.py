@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from sklearn.preprocessing import KernelCenterer
 
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import empirical_ntk, functional
 from lightning_ntk.ntk import spectrum as s
 
@@ -136,3 +137,15 @@ def test_nothing_overflows_or_vanishes_with_the_scale(scale):
         assert s.alignment(scale * kernel, targets, centre=centre) == pytest.approx(expected)
     other = random_kernel(4, seed=1)
     assert s.drift(scale * kernel, other) == pytest.approx(s.drift(kernel, other))
+
+
+def test_a_kernel_of_two_sets_is_no_matrix_of_one():
+    network, params = functional(torch.nn.Linear(3, 2))
+    kernel = empirical_ntk(network, params, torch.randn(4, 3), torch.randn(5, 3))
+    with pytest.raises(ConfigError, match=r"one that makes \[8, 10\]"):
+        s.as_matrix(kernel)
+    with pytest.raises(ConfigError, match=r"one that makes \[4, 5\]"):
+        s.as_matrix(kernel[..., 0, 0])
+    square = empirical_ntk(network, params, torch.randn(4, 3), torch.randn(4, 3))
+    with pytest.raises(ConfigError, match=r"is not symmetric.*two sets"):
+        s.as_matrix(square)
