@@ -162,7 +162,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     interruption = Interruption()
     trainer = build_trainer(config, data, folder, loggers=[], callbacks=[*callbacks, interruption])
     data.check_shared(trainer.world_size, ["test"])
-    check_precision(config.trainer.get("precision"), method)
+    check_precision(config.trainer.get("precision"), method, trains=False)
     # Lightning does so once a checkpoint is loaded, which has rounded it by then.
     trainer.precision_plugin.convert_module(method)
     advice = "There is no result; the run is as it was."

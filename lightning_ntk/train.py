@@ -118,7 +118,7 @@ def train(
         own = [*schedule, *callbacks, *([best] if best else []), last, interruption]
         trainer = build_trainer(config, data, folder, loggers, own)
         data.check_shared(trainer.world_size)
-        check_precision(config.trainer.get("precision"), method)
+        check_precision(config.trainer.get("precision"), method, trains=True)
         # Lightning does so once a checkpoint is loaded, which has rounded it by then.
         trainer.precision_plugin.convert_module(method)
         if trainer.is_global_zero:

@@ -16,6 +16,7 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.meta_rkhs_i import MetaRKHSI
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.networks.conv4 import Conv4
+from lightning_ntk.running.results import read_results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -60,6 +61,17 @@ def test_a_kernel_of_rounded_parameters_is_refused(precision, tmp_path):
     train.main([*SETTINGS, "method=meta_rkhs_ii", "run_dir=run", "test=false"])
     with pytest.raises(ConfigError, match=rf"precision={precision} rounds"):
         evaluate.main(["run=run", f"trainer.precision={precision}"])
+
+
+def test_training_in_float16_alone_is_refused():
+    protonet = [*SETTINGS, "method=protonet"]
+    with pytest.raises(ConfigError, match=r"precision=16-true .*eps of 1e-8 is 0.*Use 16-mixed .*or bf16-true"):
+        train.main([*protonet, "trainer.precision=16-true", "run_dir=run"])
+    assert not Path("run").exists()
+    train.main([*protonet, "test=false", "run_dir=run"])
+    evaluate.main(["run=run", "trainer.precision=16-true", "name=it"])
+    assert read_results(Path("run/evaluations/it")).metrics["test/accuracy"] > 0
+    run(*SETTINGS, "method=nearest_centroid", "trainer.precision=16-true", folder="untrained")
 
 
 @pytest.mark.parametrize("norm", ["none", "group", "batch"])
