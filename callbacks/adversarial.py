@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.utilities import rank_zero_warn
@@ -147,12 +148,7 @@ class Adversarial(ProbeCallback):
                 f"{KEY}.through_adaptation needs gradients through the adaptation, which "
                 f"method={run.config.choices.method} does not pass on. Leave it false."
             )
-        precision = run.config.trainer.precision
-        if str(precision).endswith("16-true"):
-            raise ConfigError(
-                f"{KEY}: with trainer.precision={precision} images are rounded to steps of about 1/255, the size "
-                "of what an attack changes. Use bf16-mixed or 32-true, or leave adversarial out of callbacks=[...]."
-            )
+        check_precision(run.config.trainer.precision)
         check_episode(run.data.draw("test", 0, 0))
         if self.art and method.couples_queries:
             raise ConfigError(
@@ -161,6 +157,10 @@ class Adversarial(ProbeCallback):
             )
         for name, settings in self.art.items():
             art_adapter.build(method.network, settings, spec.input_shape, ways, method.device, f"{KEY}.art.{name}")
+
+    def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        check_precision(trainer.precision)  # Of a Trainer of one's own; `prepare` has asked before anything is written.
 
     def probe(self, method: MetaLearner, episode: Episode, stage: Stage) -> Measured:
         # Attacked in the same arithmetic, all methods: shortened numbers hide small gains, and gradients with them.
@@ -251,6 +251,15 @@ class Adversarial(ProbeCallback):
             return {}
         l2 = {"pgd_l2", *(name for name, settings in self.art.items() if _is_l2(settings))}
         return {"accuracy": draw(self.episodes, self.series, CLEAN, l2)}
+
+
+def check_precision(precision: str | None) -> None:
+    """Raise `ConfigError` where images would be as coarse as the attacks on them are small."""
+    if str(precision).endswith("16-true"):
+        raise ConfigError(
+            f"{KEY}: with trainer.precision={precision} images are rounded to steps of about 1/255, the size "
+            "of what an attack changes. Use bf16-mixed or 32-true, or leave adversarial out of callbacks=[...]."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytorch_lightning as pl
 
 
-def plain_trainer(*callbacks, epochs=1):
+def plain_trainer(*callbacks, epochs=1, **settings):
     return pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -13,4 +13,5 @@ def plain_trainer(*callbacks, epochs=1):
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
+        **settings,
     )

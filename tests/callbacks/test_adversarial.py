@@ -9,10 +9,12 @@ import torch
 from attacked_models import images
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from omegaconf import OmegaConf
+from plain_trainer import plain_trainer
 from test_train import TINY, TINY_SINE, rows, run
 
 from callbacks.adversarial import Adversarial, _of_simba, _Task
 from callbacks.adversarial_figure import NEVER, accuracy_over_queries, draw
+from datamodules.glyphs import Glyphs
 from lightning_ntk import evaluate, train
 from lightning_ntk.attacks.base import Attacked
 from lightning_ntk.attacks.suite import Suite
@@ -399,3 +401,9 @@ def test_data_that_cannot_be_attacked_are_refused(tmp_path):
     config.choices.method = "reptile"
     with pytest.raises(ConfigError, match=r"through_adaptation needs gradients .* method=reptile does not pass on"):
         from_yaml(through_adaptation=True).prepare(Run(adapted(Reptile), Data(1.0), config, tmp_path))
+
+
+def test_a_trainer_of_ones_own_is_asked_for_its_precision_too():
+    data, method = Glyphs(ways=3, queries=3), adapted(ProtoNet)
+    with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true images are rounded"):
+        plain_trainer(from_yaml(), precision="bf16-true").fit(method, data)
