@@ -136,7 +136,8 @@ class MetaLearner(pl.LightningModule):
             raise ConfigError(f"{type(self).__name__}.meta_loss must return a scalar tensor, but returned {what}.")
         of_all, reached = self._over_ranks(loss.detach())
         # Reading a value off a GPU waits for it, so there the check is made only where the loop waits anyway.
-        if self.device.type == "cpu" or self.global_step % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps or 50  # 0 never logs.
+        if self.device.type == "cpu" or self.global_step % every == 0:
             self.check_finite(of_all)
         self.log("train/loss", of_all, batch_size=episodes.tasks, prog_bar=True)
         self.log_dict({f"meta_gradient/{name}": value for name, value in reached.items()}, batch_size=episodes.tasks)

@@ -188,7 +188,7 @@ def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
     """Run what is missing of a grid, then compare what there is.
 
     Raises:
-        JobsFailedError: a job has failed.
+        JobsFailedError: a job, or the comparison, has failed.
     """
     todo, finished, _ = to_run(jobs, settings.rerun)
     if todo:
@@ -206,8 +206,10 @@ def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
         sys.stdout.write(f"Nothing to run: {len(finished)} of {len(jobs)} jobs have their results.\n")
     try:
         compare_finished(jobs, out, settings.baseline)
-    except LightningNTKError as error:  # What failed must still be said.
+    except LightningNTKError as error:
         sys.stderr.write(f"There is no comparison: {error}\n")
+        check_all_done(jobs)  # What failed must still be said.
+        raise JobsFailedError(f"All {len(jobs)} jobs are done, but they were not compared.") from error
     check_all_done(jobs)
 
 

@@ -52,6 +52,18 @@ def test_a_sweep_ends_with_the_comparison_and_does_nothing_twice(capsys):
     assert len(Path("o/starts_method=maml,seed=0.txt").read_text().splitlines()) == 2
 
 
+def test_a_comparison_that_cannot_be_written_is_told_by_the_status(capsys):
+    words = ["sweep", "method=maml,anil", "steps=2", "val_every=1", "out=o"]
+    assert cli.main(words) == 0
+    Path("o/comparison.html").unlink()
+    Path("o/comparison.html").mkdir()
+    capsys.readouterr()
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"There is no comparison: out=\S+/o cannot be written", said)
+    assert "All 2 jobs are done, but they were not compared." in said
+
+
 def test_a_failed_job_is_named_with_its_log_and_the_status_says_so(capsys, monkeypatch, tmp_path):
     script = tmp_path / "fails_for_seed_1.py"
     script.write_text(
@@ -119,7 +131,10 @@ def test_a_baseline_of_several_settings_or_without_a_result_costs_the_difference
     words = ["sweep", "method=maml,anil", "method.inner_lr=0.1,0.2", "out=o", "baseline=maml"]
     assert cli.main(words) == 0
     said = capsys.readouterr().err
-    assert "Compared without differences: baseline=maml stands for runs of different settings," in said
+    assert (
+        "Compared without differences: baseline=maml stands for runs of different settings (method.method.inner_lr)."
+        in said
+    )
     assert f"(lightning-ntk compare {tmp_path / 'o'} baseline=NAME)" in said
     assert "maml" in Path("o/comparison.md").read_text()
     script = tmp_path / "maml_fails.py"
