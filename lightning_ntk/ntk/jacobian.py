@@ -184,11 +184,14 @@ class Jacobian:
             costs n C backward passes over n examples; otherwise it costs C of them.
 
     Raises:
-        ConfigError: inside `torch.inference_mode`; or, when they are first needed, outputs of another shape.
+        ConfigError: inside `torch.inference_mode`; no parameters; or, when they are first needed, outputs of another
+            shape.
     """
 
     def __init__(self, network: Network, params: Params, x: Tensor, *, coupled: bool = True) -> None:
         check_derivatives()
+        if not params:
+            raise ConfigError("Expected the parameters to differentiate by, {name: tensor}, but there are none.")
         self.network = network
         self.params = {name: p.detach() for name, p in params.items()}
         self.x = x
@@ -236,6 +239,7 @@ class Jacobian:
             pairs_at_once: pairs of an example and a cotangent that are worked on at once; None takes all of them. It
                 bounds the memory of activations, beside the rows themselves.
         """
+        start, stop, _ = slice(start, stop).indices(len(self.x))
         some = self.x[start:stop]
         if self.coupled:
             parts = list(self._rows_of_the_batch(start, some.shape[0], pairs_at_once))

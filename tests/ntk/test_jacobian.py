@@ -354,3 +354,17 @@ def test_outputs_of_another_type_are_told():
     network, params = functional(Pair(3, 2))
     with pytest.raises(ConfigError, match=r"its outputs are of type tuple\. Wrap it"):
         empirical_ntk(network, params, torch.randn(3, 3))
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_rows_are_counted_from_the_end_as_in_a_list(coupled):
+    network, params = functional(MLP((3,), 2).double())
+    j = Jacobian(network, params, torch.randn(5, 3, dtype=torch.float64), coupled=coupled)
+    assert torch.allclose(flatten(j.rows(-2), batch_dims=2), j.dense()[-2:])
+    assert torch.allclose(flatten(j.rows(1, -1), batch_dims=2), j.dense()[1:-1])
+
+
+def test_no_parameters_are_told():
+    network, _ = functional(nn.Linear(3, 2))
+    with pytest.raises(ConfigError, match=r"parameters to differentiate by.* there are none"):
+        empirical_ntk(network, {}, torch.randn(4, 3))
