@@ -427,6 +427,12 @@ def test_images_are_as_precise_as_the_network(method):
     assert run(*settings, "trainer.precision=64-true").episodes["test/accuracy"]
 
 
+def test_the_report_of_a_profiler_is_shown(caplog):
+    run(*TINY_SINE, "+trainer.profiler=simple")
+    assert "FIT Profiler Report" in caplog.text
+    assert {record.levelname for record in caplog.records if "profilers" not in record.name} <= {"WARNING"}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     with pytest.raises(
         DivergenceError, match=r"meta-loss became \S+ at step \d+\. Lower method\.lr .* or method\.inner_lr"
