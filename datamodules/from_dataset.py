@@ -1,10 +1,12 @@
 """Any map-style torch dataset with labels as few-shot data: `data=from_dataset data.dataset._target_=...`."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -19,6 +21,8 @@ from lightning_ntk.errors import ConfigError, DataError, nearest_name
 
 # Where datasets keep their labels: torchvision's, and many others. `samples` hold pairs of a path and a label.
 LABELS = ("targets", "labels", "_labels", "samples", "_samples", "imgs", "y")
+# What pairs with labels begin with: paths, text or images. Pairs of numbers are two labels each.
+PAIRED = (str, os.PathLike, Image.Image, np.ndarray, torch.Tensor)
 # What a dataset may raise on an image that it cannot read.
 UNREADABLE = (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError)
 
@@ -191,9 +195,10 @@ def read_labels(dataset: Any, attribute: str | None = None) -> np.ndarray:
 
 
 def whole_numbers(values: Any, name: str) -> np.ndarray:
-    """Labels as int64 `[N]`, from numbers, or from pairs whose last member is one."""
+    """Labels as int64 `[N]`, from numbers, or from pairs of a path, text or image and a number."""
     try:
-        if isinstance(values, list | tuple) and len(values) and isinstance(values[0], list | tuple):
+        first = values[0] if isinstance(values, list | tuple) and len(values) else None
+        if isinstance(first, list | tuple) and isinstance(first[0], PAIRED):
             values = [pair[-1] for pair in values]
         labels = np.asarray(values)
     except (ValueError, TypeError, IndexError, RuntimeError) as error:

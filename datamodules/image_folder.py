@@ -13,9 +13,9 @@ import numpy as np
 from datamodules.base import SPLITS
 from datamodules.cached import CachedImages
 from datamodules.files.cache import Items, reading
-from datamodules.files.decoding import EXTENSIONS, Item, decode, image_files
+from datamodules.files.decoding import EXTENSIONS, Item, decode, image_files, is_image
 from datamodules.files.splits import find_split_file, read_split
-from datamodules.files.storage import digest_some, facts, visible
+from datamodules.files.storage import digest_some, fact, visible
 from datamodules.images import Classes
 from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.settings.paths import as_path
@@ -90,7 +90,7 @@ class ImageFolder(CachedImages):
     def passed_over(self) -> Iterator[str]:
         folders = {path for classes in reading(self._folders).values() for path in classes.values()}
         others = [other for path in folders for other in reading(_others, path) if other not in folders]
-        kinds = Counter(path.suffix.lower() or "without extension" for path in others if not path.is_dir())
+        kinds = Counter(_kind(path) for path in others if not path.is_dir())
         if kinds:
             listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             yield f"Files passed over in class folders: {listed}. Images are {', '.join(EXTENSIONS)}."
@@ -104,10 +104,10 @@ class ImageFolder(CachedImages):
 
     def made_from(self) -> list[Any]:
         classes = [(split, name, path) for split, own in self._folders().items() for name, path in sorted(own.items())]
-        known = [[split, name, facts(path)] for split, name, path in classes]
+        files = [image_files(path) for _, _, path in classes]
+        known = [[split, name, list(map(fact, own))] for (split, name, _), own in zip(classes, files, strict=True)]
         # Names, sizes and times agree between two variants of uncompressed images whose times were set.
-        files = [path / file for (_, _, path), (_, _, found) in zip(classes, known, strict=True) for file, *_ in found]
-        return [VERSION, known, digest_some(files)]
+        return [VERSION, known, digest_some(list(itertools.chain(*files)))]
 
     @contextlib.contextmanager
     def opened(self, workspace: Path) -> Iterator[Callable[[str], Items]]:
@@ -159,7 +159,12 @@ def _items(folder: Path) -> list[Item]:
 
 def _others(folder: Path) -> list[Path]:
     """What a class folder holds besides images, hidden things apart."""
-    return [path for path in visible(folder) if path.suffix.lower() not in EXTENSIONS]
+    return [path for path in visible(folder) if not is_image(path)]
+
+
+def _kind(file: Path) -> str:
+    suffix = file.suffix.lower() or "without extension"
+    return f"{suffix} that is no file" if suffix in EXTENSIONS else suffix
 
 
 def _beside(root: Path) -> list[Path]:

@@ -11,6 +11,8 @@ from datamodules.files.decoding import opaque
 
 # Under which names an item that is a dict holds its image.
 IMAGE_KEYS = ("image", "img", "x", "pixel_values")
+# How far beyond [0, 1] resizing may leave numbers by rounding.
+TOLERANCE = 1e-3
 
 
 def image_of(item: Any) -> Any:
@@ -45,12 +47,15 @@ def as_pil(image: Any) -> Image.Image:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or 0 in pixels.shape:
-        raise ValueError(f"its shape {tuple(image.shape)} is none of an image with 1, 3 or 4 channels")
+    if pixels.ndim == 3 and pixels.shape[-1] == 4:  # Nothing says whether the fourth is alpha.
+        raise ValueError(
+            f"its shape {tuple(image.shape)} has 4 channels; 1 or 3 are expected of an array or tensor. For RGB and "
+            "alpha give PIL images, or leave alpha out; for four bands write a class_splits of your own (docs/DATA.md)"
+        )
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
+        raise ValueError(f"its shape {tuple(image.shape)} is none of an image with 1 or 3 channels")
     pixels = as_bytes(pixels)
-    if pixels.shape[-1] == 1:
-        return Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
-    return opaque(Image.fromarray(np.ascontiguousarray(pixels)))
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
 
 
 def as_bytes(pixels: np.ndarray) -> np.ndarray:
@@ -61,12 +66,12 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray:
         return pixels.astype(np.uint8) * 255
     low, high = pixels.min(), pixels.max()
     if np.issubdtype(pixels.dtype, np.floating):
-        if not (low >= 0 and high <= 1):
+        if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
             raise ValueError(
                 f"its values go from {low:.3g} to {high:.3g}; numbers in [0, 1] are expected. Leave a "
                 "normalisation out of its transform: data.normalize=true has the network do it"
             )
-        return np.rint(pixels * 255).astype(np.uint8)
+        return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
     if not (np.issubdtype(pixels.dtype, np.integer) and low >= 0 and high <= 255):
         raise ValueError(f"its values, {pixels.dtype} from {low} to {high}, are none of 8 bits")
     return pixels.astype(np.uint8)

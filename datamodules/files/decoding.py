@@ -1,6 +1,7 @@
 """From an image on disk, in an archive or in memory to uint8 pixels of the size and channels asked for."""
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,16 +95,22 @@ def opaque(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
 
 
+def is_image(entry: Path | os.DirEntry) -> bool:
+    """Whether a name is an image's, and no folder or pipe has it; of a link to nothing, decoding says what it is."""
+    return entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or not os.path.exists(entry))
+
+
 def image_files(folder: Path) -> list[Path]:
-    """The images of a class folder, sorted; hidden files and files of other kinds are passed over.
+    """The images of a class folder, sorted; hidden files and things of other kinds are passed over.
 
     Raises:
         DataError: there are none.
     """
-    files = [path for path in visible(folder) if path.suffix.lower() in EXTENSIONS]
+    with os.scandir(folder) as entries:  # Its entries know what is a file: a start looks through all of them.
+        files = sorted(entry.path for entry in entries if is_image(entry) and not entry.name.startswith("."))
     if not files:
         inner = sorted(path.name for path in visible(folder) if path.is_dir())
         found = f" but folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''})" if inner else ""
         way = "Put its images into it directly, not into folders below" if inner else "Remove it or fill it"
         raise DataError(f"Class folder {folder} holds no images ({', '.join(EXTENSIONS)}){found}. {way}.")
-    return sorted(files)
+    return list(map(Path, files))

@@ -136,11 +136,16 @@ def digest_some(files: Sequence[Path], most: int = 16) -> str:
     return digest.hexdigest()
 
 
+def fact(file: Path) -> tuple[str, int, int]:
+    """What a file is known by: name, size, time of the last change."""
+    status = file.stat()
+    return file.name, status.st_size, status.st_mtime_ns
+
+
 def facts(path: Path) -> list[tuple[str, int, int]]:
     """What a file, or each visible file below a folder, is known by: relative name, size, time of the last change."""
     if path.is_file():
-        status = path.stat()
-        return [(path.name, status.st_size, status.st_mtime_ns)]
+        return [fact(path)]
     found = []
     pending = [(str(path), "")]
     while pending:

@@ -1,5 +1,7 @@
 """Torch datasets as few-shot data: labels found unread, images of every kind, and each kind of bad input."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -60,12 +62,12 @@ GREY = PIXELS[..., 0]
         (Image.fromarray(GREY).convert("P"), None),
         (PIXELS, PIXELS),
         (PIXELS.transpose(2, 0, 1), PIXELS),
-        (np.dstack([PIXELS, np.full_like(GREY, 255)]), PIXELS),
         (GREY, GREY),
         (GREY[..., None], GREY),
         (GREY[None], GREY),
         (GREY > 127, (GREY > 127) * np.uint8(255)),
         (PIXELS / 255, PIXELS),
+        (1.001 * (PIXELS / 255) - 0.0005, PIXELS),  # As resizing and rounding leave them.
         (PIXELS.astype(np.int64), PIXELS),
         (torch.from_numpy(PIXELS).permute(2, 0, 1), PIXELS),
         (torch.from_numpy(PIXELS).permute(2, 0, 1).float() / 255, PIXELS),
@@ -90,6 +92,11 @@ def test_a_shape_that_can_be_read_both_ways_is_read_as_its_kind_has_it():
     ("image", "message"),
     [
         (PIXELS / 100, "its values go from 0 to 2.5.*data.normalize=true"),
+        (PIXELS / 255 * 1.01, "its values go from 0 to 1.01;"),
+        (PIXELS / 255 - 0.01, "its values go from -0.01 to 0.99;"),
+        (torch.zeros(4, 10, 10), r"its shape \(4, 10, 10\) has 4 channels; 1 or 3 are expected .*PIL.*class_splits"),
+        (np.zeros((4, 10, 10), np.uint8), r"its shape \(4, 10, 10\) has 4 channels"),
+        (np.zeros((10, 10, 4), np.uint8), r"its shape \(10, 10, 4\) has 4 channels"),
         (torch.randn(3, 10, 10), "Leave a normalisation out"),
         (PIXELS.astype(np.int64) * 300, "are none of 8 bits"),
         (np.zeros((10, 10, 2), np.uint8), r"its shape \(10, 10, 2\) is none"),
@@ -156,7 +163,9 @@ class Bare:
         (Bare(labels=np.array(LABELS, dtype=np.uint8)), None),
         (Bare(_labels=tuple(LABELS)), None),
         (Bare(samples=[(f"{k}.png", label) for k, label in enumerate(LABELS)]), None),
-        (Bare(_samples=[(f"{k}.png", label) for k, label in enumerate(LABELS)]), None),
+        (Bare(_samples=[[Path(f"{k}.png"), label] for k, label in enumerate(LABELS)]), None),
+        (Bare(imgs=[(np.zeros((8, 8), np.uint8), label) for label in LABELS]), None),
+        (Bare(targets=[[label] for label in LABELS]), None),
         (Bare(targets=np.array(LABELS)[:, None]), None),
         (Bare(kinds=LABELS, targets=["a"] * 6), "kinds"),
         (TensorDataset(torch.zeros(6, 3, 8, 8), torch.tensor(LABELS)), None),
@@ -178,6 +187,9 @@ def test_labels_are_read_without_an_item(dataset, attribute):
         (Bare(targets=[0.5] * 6), None, "but holds float64"),
         (Bare(targets=[True] * 6), None, "but holds bool"),
         (Bare(targets=np.eye(6, dtype=int)), None, r"of shape \(6, 6\)"),
+        (Bare(targets=[[1, 2]] * 6), None, r"one whole number an item, but holds int64 of shape \(6, 2\)"),
+        (Bare(targets=[(1, 2)] * 6), "targets", r"but holds int64 of shape \(6, 2\)"),
+        (Bare(targets=[[]] * 6), None, "targets cannot be read as labels"),
         (Bare(targets=[[1, 2], [3]] * 3, labels=LABELS), "labels2", "has no labels2"),
         (Bare(targets=object()), None, "targets must hold"),
     ],
