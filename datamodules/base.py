@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from datamodules.checks.drawn import check_episode
+from datamodules.checks.drawn import check_episode, check_settings
 from datamodules.checks.survey import SPLITS, Survey
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
@@ -126,6 +126,7 @@ class EpisodicDataModule(pl.LightningDataModule):
                 self.check_drawn(split)
             except DataError as error:
                 survey.findings.append(str(error))
+        survey.findings = list(dict.fromkeys(survey.findings))
         return survey
 
     # ---- written once ----------------------------------------------------------------------------------------------
@@ -141,11 +142,15 @@ class EpisodicDataModule(pl.LightningDataModule):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     def check_drawn(self, split: str) -> None:
-        """Raise `DataError` unless the first episode of a split is one that methods take; it is looked at once."""
+        """Raise `DataError` unless the first episode of a split is one that methods take; it is looked at once.
+
+        So are the settings, which are hashed and written only after a training.
+        """
         if split not in self._looked_at:
             what = f"Episode 0 of the {split} split of {type(self).__name__}"
-            trained = self.spec.outputs
-            tested = self.task_settings().get("ways", trained)  # Methods without a head take more.
+            trained, settings = self.spec.outputs, self.task_settings()
+            check_settings(settings, type(self).__name__)
+            tested = settings.get("ways", trained)  # Methods without a head take more.
             ways = {"train": trained, "val": max(trained, tested), "test": tested}[split]
             check_episode(self.draw(split, 0, 0), self.spec, ways, what)
             self._looked_at.add(split)
@@ -178,20 +183,17 @@ class EpisodicDataModule(pl.LightningDataModule):
         return self.on_after_batch_transfer(self.draw_batch(split, [(epoch, index) for index in indices]), 0)
 
     def train_dataloader(self) -> DataLoader:
+        self._check_not_overfitted()
         rank, world_size = self._rank()
         self.check_shared(world_size, ["train"])
         sampler = EpisodeSampler(self.steps_per_epoch * self.tasks_per_step, rank, world_size, follow_epoch=True)
         if self.trainer is not None:
-            if self.trainer.overfit_batches:
-                raise ConfigError(
-                    f"overfit_batches={self.trainer.overfit_batches} would train on the same episodes again and again, "
-                    "but each epoch draws its own. Use limit_train_batches for less of an epoch."
-                )
             # A run that is taken up asks its workers for the first episodes before Lightning sets the epoch.
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return self._loader("train", sampler, self.tasks_per_step // world_size)
 
     def val_dataloader(self) -> DataLoader:
+        self._check_not_overfitted()  # A sanity check comes before the first training loader.
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:
@@ -202,6 +204,13 @@ class EpisodicDataModule(pl.LightningDataModule):
         dtype = torch.get_default_dtype() if self.trainer is None else self.trainer.lightning_module.dtype
         parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
         return Episode(*(as_unit_floats(part, dtype) for part in parts), batch.index)
+
+    def _check_not_overfitted(self) -> None:
+        if self.trainer is not None and self.trainer.overfit_batches:
+            raise ConfigError(
+                f"overfit_batches={self.trainer.overfit_batches} would train on the same episodes again and again, but "
+                "each epoch draws its own. Use limit_train_batches for less of an epoch."
+            )
 
     def _evaluation_loader(self, split: str) -> DataLoader:
         sampler = EpisodeSampler(self.episodes[split], *self._rank(), follow_epoch=False)

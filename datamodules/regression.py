@@ -87,6 +87,7 @@ class RegressionDataModule(EpisodicDataModule):
                 f"A task of {type(self).__name__} must give finite real numbers for x from {self.low} to {self.high}, "
                 "but gave others. See `sample_task`, and `low` and `high`, of the class."
             )
+        y = np.ascontiguousarray(y, dtype=np.float64)  # Torch knows no negative strides, nor all of numpy's types.
         x, y = (torch.from_numpy(a).to(torch.get_default_dtype()) for a in (x, y))
         return Episode(x[:shots], y[:shots], x[shots:], y[shots:], torch.tensor(index))
 

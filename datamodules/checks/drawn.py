@@ -1,4 +1,7 @@
-"""Whether an episode that a data set of one's own draws is what methods take."""
+"""Whether the episodes and settings of a data set of one's own are what methods and results take."""
+
+import json
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +33,18 @@ def check_episode(episode: Episode, spec: TaskSpec, ways: int, what: str) -> Non
                 f"{what} has class numbers from {y.min()} to {y.max()} in its {part}_y, but in tasks of {ways} ways "
                 f"they must be from 0 to {ways - 1}. Number the classes of each episode from 0 on."
             )
+
+
+def check_settings(settings: dict[str, Any], what: str) -> None:
+    """Raise `DataError` unless all settings can be written to results.json; `what` names the data set's class."""
+    for key, value in settings.items():
+        try:
+            json.dumps({key: value}, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{what} must have plain values in its task_settings, but {key!r} is {type(value).__name__} ({error}). "
+                "See `task_settings`, or `family`, of the class: int(...), .tolist() and sorted(...) make plain values."
+            ) from error
 
 
 def _tensor(episode: Episode, name: str, what: str) -> Tensor:

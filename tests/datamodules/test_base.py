@@ -5,6 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from fake_trainer import trainer_of
 
@@ -12,6 +13,8 @@ from datamodules.base import EpisodicDataModule, as_unit_floats
 from datamodules.sinusoid import Sinusoid
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.methods.maml import MAML
+from lightning_ntk.networks.mlp import MLP
 
 
 def make(rank=0, world_size=1, **settings):
@@ -183,8 +186,16 @@ def test_more_ways_at_test_are_those_of_the_settings():
 def test_training_on_the_same_episodes_again_is_refused():
     data = make()
     data.trainer.overfit_batches = 0.5
-    with pytest.raises(ConfigError, match=r"overfit_batches=0\.5.*limit_train_batches"):
-        data.train_dataloader()
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(ConfigError, match=r"overfit_batches=0\.5.*limit_train_batches"):
+            loader()
+
+
+@pytest.mark.parametrize("settings", [{}, {"limit_val_batches": 0}, {"num_sanity_val_steps": 0}])
+def test_a_trainer_that_would_is_told_so(settings):
+    method = MAML(MLP((1,), 1, hidden=(4,)), Sinusoid().spec)
+    with pytest.raises(ConfigError, match=r"overfit_batches=2 .*limit_train_batches"):
+        pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, overfit_batches=2, **settings).fit(method, Sinusoid())
 
 
 def test_a_meta_batch_that_ranks_cannot_share_is_refused():

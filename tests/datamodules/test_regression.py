@@ -45,6 +45,20 @@ def test_a_function_of_the_wrong_dimension_is_named():
         Wrong().draw("train", 0, 0)
 
 
+@pytest.mark.parametrize("function", [lambda x: x[:, ::-1], lambda x: x.astype(np.longdouble), lambda x: x > 0])
+def test_targets_may_lie_in_memory_as_they_like_and_be_of_any_real_type(function):
+    class Any(RegressionDataModule):
+        inputs, outputs = 2, 2
+
+        def sample_task(self, rng):
+            return function
+
+    task = Any().draw("train", 0, 0)
+    assert task.query_y.dtype == torch.float32
+    expected = torch.from_numpy(function(task.query_x.double().numpy()).astype(np.float32, order="C"))
+    assert torch.allclose(task.query_y, expected)
+
+
 @pytest.mark.parametrize("function", [np.log, lambda x: np.sqrt(x.astype(complex)), lambda x: x / 0])
 @pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
 def test_a_function_without_finite_values_is_named(function):
@@ -54,7 +68,7 @@ def test_a_function_without_finite_values_is_named(function):
 
     with pytest.raises(DataError, match=r"A task of Wrong must give finite real numbers for x from -5\.0 to 5\.0"):
         Wrong().draw("train", 0, 0)
-    assert len(Wrong().survey().findings) == 3
+    assert len(Wrong().survey().findings) == 1
 
 
 def test_fourier_tasks_are_series_of_unit_variance():
@@ -75,6 +89,22 @@ def test_fourier_tasks_are_series_of_unit_variance():
     # 300 squares of normal numbers: a relative deviation of 8 %.
     assert torch.allclose(variances, expected, rtol=0.35)
     assert abs(float(torch.stack(values).mean())) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(np.arange(3), "ndarray"), (np.int64(3), "int64"), ({1, 2}, "set"), ({"a": [1j]}, "dict")]
+)
+def test_settings_that_are_no_plain_values_are_named_before_a_training(value, kind):
+    class Named(Planes):
+        def family(self):
+            return {"slope": 1, "grid": value}
+
+    message = f"Named must have plain values in its task_settings, but 'grid' is {kind} "
+    for ask in (lambda data: data.check_shared(1), lambda data: data.train_dataloader()):
+        with pytest.raises(DataError, match=message):
+            ask(Named())
+    (finding,) = Named().survey().findings
+    assert finding.startswith(message)
 
 
 def test_the_settings_of_a_family_are_part_of_the_episodes_identity():
