@@ -126,7 +126,10 @@ def check_images(split: str, name: str, images: np.ndarray, shape: tuple[int, ..
         raise DataError(
             f"Class {name!r} of the {split} split must be uint8 images [n, channels, height, width], but is {found}."
         )
-    if images.shape[-1] in (1, 3) and images.shape[1] not in (1, 3):
+    channels, height, width = images.shape[1:]
+    # Height and width are what is equal, and more than the channels.
+    last = width in (1, 3) or channels == height > width
+    if last and channels not in (1, 3):
         raise DataError(
             f"Class {name!r} of the {split} split must be uint8 images [n, channels, height, width], but is {found}, "
             "which has the channels last. Move them: images.transpose(0, 3, 1, 2)."

@@ -89,12 +89,19 @@ def test_gathering_and_turning_is_numpys(size):
         (np.zeros((0, 3, 4, 4), np.uint8), "has no images"),
         (np.zeros((2, 1, 4, 4), np.uint8), r"has images \(1, 4, 4\), but others are \(3, 4, 4\)"),
         ([1, 2], "is list"),
+        (np.zeros((2, 8, 9, 3), np.uint8), r"channels last. Move them: images\.transpose\(0, 3, 1, 2\)"),
+        (np.zeros((2, 8, 8, 4), np.uint8), r"is uint8 of shape \(2, 8, 8, 4\), which has the channels last"),
+        (torch.zeros(2, 28, 28, 13, dtype=torch.uint8), "which has the channels last"),
     ],
 )
 def test_what_is_no_class_of_images_is_named(images, message):
     with pytest.raises(DataError, match=f"Class 'x' of the train split.*{message}"):
         check_images("train", "x", images, (3, 4, 4))
-    assert check_images("train", "x", np.ones((1, 3, 4, 4), np.uint8), None) == (3, 4, 4)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (3, 3, 1), (13, 8, 8), (8, 8, 8), (8, 8, 9), (13, 8, 5), (1, 1, 1)])
+def test_images_of_any_shape_are_taken(shape):
+    assert check_images("train", "x", np.ones((1, *shape), np.uint8), None) == shape
 
 
 # ---- memory --------------------------------------------------------------------------------------------------------
