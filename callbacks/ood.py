@@ -44,9 +44,9 @@ class OutOfDistribution(ProbeCallback):
 
     Args:
         targets: data sets, by their names in conf/data, or names with settings (see `ood_targets.build_target`) or
-            with data modules; None is digits where the run classifies images in at most 10 ways. Their episodes are
-            those of their validation split in training, where it can give them, else of their test split. A Trainer
-            of one's own takes data modules alone, and None is no target there.
+            with data modules; None is digits where the run classifies images of 1 or 3 channels in at most 10 ways.
+            Their episodes are those of their validation split in training, where it can give them, else of their test
+            split. A Trainer of one's own takes data modules alone, and None is no target there.
         corruptions: kinds of `lightning_ntk.corruptions`; None is five of them where the data are images.
         severities, fit_severities: from 1 to 5, at the test and in training.
         **cadence: see `ProbeCallback`.
@@ -92,7 +92,8 @@ class OutOfDistribution(ProbeCallback):
         if targets is None:
             small = run.data.task_settings().get("ways", math.inf) <= DIGITS
             is_it = run.config.choices.data == "digits"
-            targets = ["digits"] if _classifies_images(run.method) and small and not is_it else []
+            visible = _classifies_images(run.method) and run.method.spec.input_shape[0] in (1, 3)
+            targets = ["digits"] if visible and small and not is_it else []
         self._check(run.method, targets)
         self._begin(run.data, build_targets(targets, run))
 

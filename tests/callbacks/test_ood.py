@@ -85,6 +85,18 @@ def test_the_noise_of_a_corruption_does_not_depend_on_the_others():
     assert "ood/corrupted_shot_noise/accuracy" in found[1]
 
 
+@pytest.mark.parametrize(("channels", "targets"), [(1, {"digits"}), (3, {"digits"}), (13, set())])
+def test_digits_are_the_default_where_they_can_be_shown(channels, targets, tmp_path):
+    spec = TaskSpec("classification", (channels, 28, 28), 3)
+    method = MAML(Conv4(spec.input_shape, 3, filters=8, mean=None, std=None), spec)
+    settings = {"data": {"_target_": "my_data.Mine"}, "choices": {"data": "mine"}}
+    shown = OutOfDistribution()
+    data = SimpleNamespace(task_settings=lambda: {"ways": 3, "shots": 1, "queries": 2}, eval_seed=0)
+    shown.prepare(Run(method, data, OmegaConf.create(settings), tmp_path))
+    assert set(shown.data) == targets
+    assert shown.kinds
+
+
 def test_images_of_ones_own_are_a_target_and_become_what_the_network_takes(tmp_path):
     write_images(tmp_path / "images")  # Grey, 28x28, written as they are; read in colour and larger here.
     own = f"{{mine: {{data: image_folder, root: '{tmp_path / 'images'}', channels: 3, image_size: 40}}}}"
