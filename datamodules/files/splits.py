@@ -9,6 +9,7 @@ import csv
 import hashlib
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class ClassSplit:
         for name in (name for names in self.classes.values() for name in names):
             if name not in known:
                 near = nearest_name(name, known)
+                if _composed(name) in map(_composed, known):
+                    near = " One of the same look is there, with its accents in other code points: copy its name."
                 raise DataError(f"data.split_file={self.file} names class {name!r}, which is no {where}.{near}")
 
     def check_images(self, split: str, count: int, where: object) -> None:
@@ -91,6 +94,11 @@ def read_split(file: Path) -> ClassSplit:
         classes.setdefault(split, []).append(name)
     _check_header(file, header, "".join(body), classes)
     return ClassSplit(file, classes, _counts(header, "images"))
+
+
+def _composed(name: str) -> str:
+    """Letters and accents as one: file systems and editors keep them so or apart (Unicode's NFC and NFD)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _check_header(file: Path, header: str, body: str, classes: dict[str, list[str]]) -> None:

@@ -121,6 +121,13 @@ def test_a_class_named_twice_is_refused(tmp_path):
         read_split(tmp_path / "x.csv")
 
 
+@pytest.mark.parametrize(("written", "there"), [("cafe\u0301", "caf\u00e9"), ("caf\u00e9", "cafe\u0301")])
+def test_a_class_whose_accents_are_other_code_points_is_told_of(written, there, tmp_path):
+    (tmp_path / "x.csv").write_text(f"split,class\ntest,{written}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"no class of X\. One of the same look is there, with its accents in other"):
+        read_split(tmp_path / "x.csv").check_known(["cafe", there], "class of X")
+
+
 def test_unknown_classes_and_wrong_counts_are_named(tmp_path):
     (tmp_path / "x.csv").write_text('# images: test 3\nsplit,class\ntrain,"odd, name é"\ntest,b\n', encoding="utf-8")
     split = read_split(tmp_path / "x.csv")
