@@ -1,6 +1,7 @@
 """`lightning-ntk train|evaluate|sweep|compare|data|dashboard|benchmark`."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ COMPOSED = ("train", "evaluate", "sweep")
 MODULES = {"sweep": "sweep.command", "dashboard": "comparison.dashboard"}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,10 +50,25 @@ def main(argv: list[str] | None = None) -> int:
 
 def guarded(command: Callable[[], object]) -> int:
     """Run a command, also one that was started as `python -m lightning_ntk.train`, as torchrun and W&B's agents do; an
-    error that the user can act on becomes one line and its status."""
+    error that the user can act on becomes one line and its status. It ends where nobody reads its output any more."""
+    keep_freed_memory()
+    try:
+        status = _status_of(command)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        try:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end.
+            return EXIT_UNREAD
+        raise  # It was another pipe.
+    return status
+
+
+def _status_of(command: Callable[[], object]) -> int:
     from lightning_ntk.errors import LightningNTKError
 
-    keep_freed_memory()
     try:
         command()
     except LightningNTKError as error:

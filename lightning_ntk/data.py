@@ -78,11 +78,10 @@ def survey(config: DictConfig, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILES[0]).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         (folder / FILES[1]).unlink(missing_ok=True)  # Of an earlier call.
-        sys.stdout.write(f"{folder / FILES[0]}\n")
-        if write_picture(data, folder / FILES[1], found.findings):
-            sys.stdout.write(f"{folder / FILES[1]}\n")
+        is_drawn = write_picture(data, folder / FILES[1], found.findings)
     except OSError as error:
         raise ConfigError(f"out={folder} cannot be written: {error}. Name another folder by out=.") from error
+    sys.stdout.writelines(f"{folder / name}\n" for name in FILES[: 1 + is_drawn])
     if found.findings:
         things = "1 thing is" if len(found.findings) == 1 else f"{len(found.findings)} things are"
         raise DataError(f"{things} wrong with data={config.choices.data}, listed above.")

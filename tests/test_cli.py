@@ -1,5 +1,6 @@
 """The command line: help, dispatch, one-line errors."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,30 @@ def test_errors_are_one_line_and_status_2(capsys):
     assert error.count("\n") == 1
     assert cli.main(["trian"]) == 2
     assert "Did you mean 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffering", [1, -1])
+@pytest.mark.parametrize("error", [None, ConfigError("it is wrong")])
+def test_output_that_nobody_reads_ends_a_command(buffering, error, monkeypatch, capsys):
+    def command():
+        sys.stdout.write("a line\n")
+        if error is not None:
+            raise error
+
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=buffering) as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert cli.guarded(command) == 1
+    assert "Broken pipe" not in capsys.readouterr().err
+
+
+def test_another_broken_pipe_is_not_taken_for_the_outputs():
+    def command():
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        cli.guarded(command)
 
 
 def test_unknown_options_and_multirun_are_refused():

@@ -159,12 +159,25 @@ def test_classes_of_a_split_that_are_the_same_are_told_of(images, capsys):
     shutil.copy(images / "train" / "train_2" / "1.png", images / "train" / "train_0" / "1.png")
     for number in (2, 5):
         shutil.copy(images / "test" / "test_0" / f"{number}.png", images / "test" / "test_2" / f"{number}.png")
-    shutil.copy(images / "val" / "val_0" / "1.png", images / "val" / "val_0" / "2.png")  # Within one class.
     content, _ = survey(capsys, *FOLDER)
     assert content["notes"] == [
         "Class 'train_9' of the train split is also there as 'train_2': 6 of its 6 images are the same. 2 more pairs "
         "of classes of this split share images.",
         "Class 'test_2' of the test split is also there as 'test_0': 2 of its 6 images are the same.",
+    ]
+
+
+def test_images_that_a_class_holds_twice_are_told_of(images, capsys):
+    for number in (2, 5):
+        shutil.copy(images / "val" / "val_0" / "1.png", images / "val" / "val_0" / f"{number}.png")
+    for name, pairs in (("train_1", ((0, 1),)), ("train_3", ((0, 1), (2, 3)))):
+        for first, second in pairs:
+            shutil.copy(images / "train" / name / f"{first}.png", images / "train" / name / f"{second}.png")
+    content, _ = survey(capsys, *FOLDER)
+    assert content["notes"] == [
+        "Class 'train_3' of the train split has 2 images that are there more than once. Other classes of this split "
+        "that have such: 1.",
+        "Class 'val_0' of the val split has 1 image that is there more than once.",
     ]
 
 
@@ -257,6 +270,17 @@ def test_help_lists_the_data_sets_and_bad_words_are_one_line(capsys, monkeypatch
         assert error.count("\n") == 1 or "data.root" in message
     assert cli.main(["data", "data=sinusoid", "--cfg"]) == 0
     assert "datamodules.sinusoid.Sinusoid" in capsys.readouterr().out
+
+
+def test_a_reader_who_has_gone_is_no_folder_that_cannot_be_written(capsys, monkeypatch):
+    monkeypatch.setattr("lightning_ntk.data.write_picture", lambda *_: False)
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1) as unread:
+        monkeypatch.setattr("sys.stdout", unread)
+        assert cli.main(["data", "data=sinusoid", "out=seen"]) == 1
+    assert capsys.readouterr().err == ""
+    assert Path("seen/data.json").exists()
 
 
 def test_data_for_testing_alone_have_one_split(capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -83,12 +84,24 @@ def shared_within(split: str, classes: Classes) -> list[Shared]:
     return _pairs({split: classes}, {split: known[counts > 1]}, within=True)
 
 
+def repeated(classes: Classes) -> dict[str, int]:
+    """How many images each class holds more than once, where it does: a task's support and query may share them."""
+    found = {}
+    for name, images in classes.items():
+        known, counts = np.unique(_samples(np.asarray(images)), return_counts=True)
+        times = Counter(_digest(image) for _, image in _suspected({name: images}, known[counts > 1]))
+        number = sum(count > 1 for count in times.values())
+        if number:
+            found[name] = number
+    return found
+
+
 def _pairs(splits: Mapping[str, Classes], suspects: Mapping[str, np.ndarray], *, within: bool) -> list[Shared]:
     """Pairs of classes, of one split or of different ones, with equal images among those that are suspected."""
     places: dict[bytes, dict[tuple[str, str], int]] = {}
     for split, known in suspects.items():
         for name, image in _suspected(splits[split], known):
-            where = places.setdefault(hashlib.sha256(image.tobytes()).digest(), {})
+            where = places.setdefault(_digest(image), {})
             where[split, name] = where.get((split, name), 0) + 1
     pairs: dict[tuple, int] = {}
     for where in places.values():
@@ -110,6 +123,10 @@ def _suspected(classes: Classes, known: np.ndarray) -> Iterator[tuple[str, np.nd
         images = np.asarray(images)
         for number in np.flatnonzero(np.isin(_samples(images), known)):
             yield name, images[number]
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def _flat_samples(classes: Classes) -> np.ndarray:

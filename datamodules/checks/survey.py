@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.checks.disjoint import Shared, shared_classes, shared_images, shared_within
+from datamodules.checks.disjoint import Shared, repeated, shared_classes, shared_images, shared_within
 from datamodules.episodes.image_store import Classes, check_images
 from lightning_ntk.errors import DataError
 
@@ -52,6 +52,7 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shar
         else:
             survey.findings += shared
         survey.notes += _shared_within(splits)
+        survey.notes += _repeated(splits)
         if survey.rows and not any(np.max(images) > 1 for classes in splits.values() for images in classes.values()):
             survey.notes.append("No image has a value above 1: is it 0 to 255 that is meant? Then multiply by 255.")
     shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
@@ -76,6 +77,17 @@ def _shared_within(splits: Mapping[str, Classes]) -> Iterator[str]:
         if found:
             others = f" {len(found) - 1} more pairs of classes of this split share images." if len(found) > 1 else ""
             yield f"{max(found, key=Shared.part)}{others}"
+
+
+def _repeated(splits: Mapping[str, Classes]) -> Iterator[str]:
+    """A line for each split with classes that hold images more than once: the class that holds most."""
+    for split, classes in splits.items():
+        found = repeated(classes)
+        if found:
+            name = max(found, key=lambda name: found[name])
+            images = "1 image that is" if found[name] == 1 else f"{found[name]} images that are"
+            others = f" Other classes of this split that have such: {len(found) - 1}." if len(found) > 1 else ""
+            yield f"Class {name!r} of the {split} split has {images} there more than once.{others}"
 
 
 def _row(split: str, classes: Classes) -> dict[str, Any]:

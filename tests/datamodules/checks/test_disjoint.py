@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datamodules.checks.disjoint import check_disjoint, shared_classes, shared_images
+from datamodules.checks.disjoint import check_disjoint, repeated, shared_classes, shared_images
 from lightning_ntk.errors import DataError
 
 
@@ -50,6 +50,17 @@ def test_every_pair_of_classes_is_listed():
     assert found == {("train0", "val0"): 1, ("train0", "test1"): 2, ("val0", "test1"): 2}
     with pytest.raises(DataError, match="2 more pairs of classes"):
         check_disjoint(splits)
+
+
+def test_images_that_a_class_holds_more_than_once_are_counted():
+    train = make_splits()["train"]
+    assert repeated(train) == {}
+    train["train2"][3] = train["train0"][0]  # Of another class.
+    train["train0"][4:] = train["train0"][1]
+    train["train1"][:4] = train["train1"][[2, 3, 2, 3]]
+    train["train2"][0] = train["train2"][1]
+    train["train2"][0, 0, 0, 0] ^= 1
+    assert repeated(train) == {"train0": 1, "train1": 2}
 
 
 def test_images_that_differ_in_one_pixel_are_different():
