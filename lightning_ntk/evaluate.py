@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,6 +40,7 @@ OF_TRAINING = {
     "lr_schedule": "leave it out",
     "test": "evaluate always tests",
     "test_checkpoint": "use checkpoint=best or checkpoint=last",
+    "method.lr": "leave it out",
 }
 
 
@@ -118,9 +120,10 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     the settings named in an override change. Other data leave the run's own behind where they have no place for it.
     """
     keys = keys_of(overrides)
+    of_training = OF_TRAINING | tested_by_others(checkpoint.config["method"])
     for key in keys:
-        if key in OF_TRAINING:
-            raise ConfigError(f"{key}= belongs to training, which is over: {OF_TRAINING[key]}.")
+        if key in of_training:
+            raise ConfigError(f"{key}= belongs to training, which is over: {of_training[key]}.")
     # An experiment is a setting of the data, too.
     inherited = [o for o in checkpoint.settings(overrides) if not ("data" in keys and key_of(o) == "experiment")]
     composed = compose_config("train", overrides, config_folder or checkpoint.config_folder, inherited)
@@ -133,6 +136,11 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     composed.method, composed.network, composed.seed = trained.method, trained.network, trained.seed
     composed.choices.method, composed.choices.network = trained.choices.method, trained.choices.network
     return composed
+
+
+def tested_by_others(method: dict[str, Any]) -> dict[str, str]:
+    """The settings of a method that have a test_SETTING beside them, which is the one that a test takes."""
+    return {f"method.{name}": f"method.test_{name}=N is the test's" for name in method if f"test_{name}" in method}
 
 
 def keys_of(overrides: list[str]) -> list[str]:

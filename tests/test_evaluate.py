@@ -96,9 +96,8 @@ def test_splits_that_are_not_tested_on_may_be_too_small():
 def test_settings_that_change_the_parameters_are_refused():
     run(*TINY_SINE, "method=maml", "method.learn_inner_lrs=true", "method.adapt_steps=2")
     assert evaluated("method.test_adapt_steps=5").config["method"]["test_adapt_steps"] == 5
-    for change in ("method.adapt_steps=3", "method.learn_inner_lrs=false"):
-        with pytest.raises(ConfigError, match=r"run=.*parameters are not those.*inner_lrs: \(2,\) there"):
-            evaluated(change, name="other")
+    with pytest.raises(ConfigError, match=r"run=.*parameters are not those.*inner_lrs: \(2,\) there"):
+        evaluated("method.learn_inner_lrs=false", name="other")
     with pytest.raises(ConfigError, match=r"ckpt=.*inner_lrs: \(2,\) there, none now"):
         train.main(["ckpt=run", "steps=3", "method.learn_inner_lrs=false"])
 
@@ -176,6 +175,15 @@ def test_what_cannot_be_evaluated_is_said(overrides, message):
     with pytest.raises(ConfigError, match=message):
         evaluated(*overrides)
     assert not Path("run/evaluations").exists()
+
+
+@pytest.mark.parametrize("method", ["maml", "reptile", "imaml", "meta_sgd"])
+def test_settings_of_a_methods_training_are_refused(method):
+    run(*TINY_SINE, f"method={method}")
+    with pytest.raises(ConfigError, match=r"method\.adapt_steps= belongs to training.*: method\.test_adapt_steps=N is"):
+        evaluated("method.adapt_steps=50")
+    with pytest.raises(ConfigError, match=r"method\.lr= belongs to training, which is over: leave it out"):
+        evaluated("method={lr: 1, test_adapt_steps: 50}")
 
 
 def test_a_result_has_the_names_and_the_seed_of_what_was_trained():
