@@ -73,6 +73,8 @@ def load(folders: Sequence[str], tasks: int) -> tuple[list[tuple[str, MetaLearne
     methods: list[tuple[str, MetaLearner]] = []
     for folder in folders:
         method = load_method(folder)
+        if method.dtype.itemsize < torch.float32.itemsize:
+            method.float()  # Curves are no bfloat16 numbers, which numpy does not know.
         check_drawable(method.spec, f"RUN {folder}")
         methods.append((method.run["config"]["choices"]["method"], method))
     names = [name for name, _ in methods]

@@ -58,6 +58,13 @@ def test_the_command_draws_runs_side_by_side(capsys):
     assert not torch.equal(episodes[0].query_y, episodes[1].query_y)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_runs_of_other_precisions_are_drawn(precision):
+    run(*TINY_SINE, "method=maml", f"trainer.precision={precision}")
+    fit_figure.main(["run", "tasks=1", "out=fit.png"])
+    assert Path("fit.png").exists()
+
+
 def test_what_cannot_be_drawn_is_refused(capsys):
     with pytest.raises(ConfigError, match=r"classification.*\(1, 32, 32\)"):
         draw_fit(Figure().subplots(), make("maml", "classification"), None)
