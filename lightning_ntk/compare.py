@@ -113,8 +113,12 @@ def write_files(
     return [page, table, numbers, scores, *([curves] if curves else [])]
 
 
-def find_runs(paths: Sequence[Path]) -> list[Entry]:
-    """All finished runs at or below the given folders; unfinished ones are named on stderr."""
+def find_runs(paths: Sequence[Path], *, timed: bool = False) -> list[Entry]:
+    """All finished runs at or below the given folders; unfinished ones are named on stderr.
+
+    Args:
+        timed: whether a training that was made again, in another time, is a run of its own.
+    """
     folders: list[Path] = []
     if not paths:
         raise ConfigError("There is nothing to compare: give run folders, or a folder of runs.")
@@ -133,12 +137,12 @@ def find_runs(paths: Sequence[Path]) -> list[Entry]:
     if not folders:
         raise ConfigError(f"No finished run in {', '.join(map(str, paths))}: there is no {FILE_NAME} in it or below.")
     read = {folder: read_results(folder) for folder in folders}
-    folders = list(_without_copies(read))
+    folders = list(_without_copies(read, timed))
     results = [read[folder] for folder in folders]
     return [Entry(n, f, r) for n, f, r in zip(unique_names(folders, results), folders, results, strict=True)]
 
 
-def _without_copies(read: Mapping[Path, RunResult]) -> Iterator[Path]:
+def _without_copies(read: Mapping[Path, RunResult], timed: bool) -> Iterator[Path]:
     """The folders less those of trainings before, which are named on stderr: a training counts once.
 
     A folder may have been copied, or two sweeps had the same job: equal settings, seed and callbacks then come to equal
@@ -149,6 +153,7 @@ def _without_copies(read: Mapping[Path, RunResult]) -> Iterator[Path]:
         # Two evaluations of a run under names of their own may well come to the same.
         evaluation = folder.name if folder.parent.name == EVALUATIONS_FOLDER else None
         training = [result.seed, result.config.get("callbacks"), result.episode_ids, result.episodes, evaluation]
+        training += [result.timings] if timed else []
         first = seen.setdefault(settings_of(folder, result) + json.dumps(training, sort_keys=True), folder)
         if first is folder:
             yield folder

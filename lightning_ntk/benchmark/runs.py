@@ -37,15 +37,16 @@ def runs_table(folder: Path, level: float) -> Table:
     from lightning_ntk.compare import find_runs
     from lightning_ntk.comparison.figures import read_curve
 
-    entries = find_runs([folder])
+    entries = find_runs([folder], timed=True)
     tasks = {str(sorted((k, v) for k, v in entry.result.task.items() if k != "eval_seed")) for entry in entries}
     if len(tasks) > 1:
         raise ConfigError(f"runs={folder} holds runs of different tasks: name a folder with the runs of one.")
     rows = []
     for entry in entries:
         _, seconds, scores = read_curve(entry.folder, "val/accuracy")
-        if not scores:
-            rows.append(Row(entry.result.method, note=f"{entry.name}: no val/accuracy in its metrics.csv"))
+        if not scores or math.isnan(seconds[-1]):
+            lacking = "time/fit" if scores else "val/accuracy"
+            rows.append(Row(entry.result.method, note=f"{entry.name}: no {lacking} in its metrics.csv"))
             continue
         reached = seconds_to_level(seconds, scores, level)
         note = f"{entry.name}; best {max(scores):.3f} in {seconds[-1]:.0f} s"

@@ -199,6 +199,14 @@ def test_runs_are_compared_by_their_seconds_to_the_level(capsys):
     assert "level not reached" in capsys.readouterr().out
 
 
+def test_a_run_without_a_clock_says_so(capsys):
+    make_run(Path("r/a"), "maml", [(10, 0.5), (20, 0.9)])
+    make_run(Path("r/b"), "meta_rkhs_ii", [(10, 0.5), (20, 0.9)])
+    Path("r/b/metrics.csv").write_text("step,val/accuracy\n1,0.5\n2,0.9\n")
+    assert cli.main(["benchmark", "runs=r", "level=0.7", "out=out"]) == 0
+    assert "meta_rkhs_ii: no time/fit in its metrics.csv" in Path("out/benchmark.md").read_text()
+
+
 def test_runs_of_different_tasks_are_refused():
     make_run(Path("r/a"), "meta_rkhs_ii", [(10, 0.5)])
     make_run(Path("r/b"), "maml", [(10, 0.5)], {"ways": 20})
