@@ -41,7 +41,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x, weight, bias, eps):
-        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        return torch.ops.aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

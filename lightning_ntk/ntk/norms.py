@@ -57,19 +57,26 @@ def batch_norm(
 def batch_statistics(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Batch norm of images `[n, channels, h, w]` by their own statistics, right under every nesting of derivatives.
 
-    Outside of all transforms by `F.batch_norm`, the fastest, which reverse mode alone differentiates rightly.
+    Outside of all transforms by `F.batch_norm`, the fastest, which reverse mode alone differentiates rightly. But not
+    of large images with their channels last on a CPU: its second derivative takes several times as long there.
     """
     single = x.numel() == x.shape[1]  # One value a channel, which PyTorch refuses.
     # The compiler is asked for first: it cannot follow the questions after it.
     if single or torch.compiler.is_compiling() or maybe_current_level() is not None or forward_ad._current_level >= 0:
         return _of_images(x, weight, bias, eps)
+    if x.device.type == "cpu" and _has_closed_form(x, weight, bias) and not x.is_contiguous():
+        return closed_batch_norm(x, weight, bias, eps)
     return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 
-def _of_images(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _has_closed_form(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     of_32_or_64_bits = x.dtype in (torch.float32, torch.float64) and weight.dtype == bias.dtype == x.dtype
     left_alone = not (torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type))
-    if x.shape[1:].numel() >= SMALLEST_IMAGE and of_32_or_64_bits and left_alone:
+    return x.shape[1:].numel() >= SMALLEST_IMAGE and of_32_or_64_bits and left_alone
+
+
+def _of_images(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if _has_closed_form(x, weight, bias):
         return closed_batch_norm(x, weight, bias, eps)
     # As PyTorch does, statistics of 16-bit numbers in 32 bits.
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -7,6 +7,7 @@ from torch.func import jvp
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.normalisation import BatchStatistics
+from lightning_ntk.ntk import norms
 from lightning_ntk.ntk.jacobian import functional
 
 SHAPE = (3, 6, 6)
@@ -110,3 +111,30 @@ def test_a_scripted_or_exported_part_is_refused():
     with pytest.raises(ConfigError, match="all of it was scripted or exported"):
         functional(exported)
     functional(torch.fx.symbolic_trace(nn.LayerNorm(SHAPE)))  # Calls what the engine sees.
+
+
+def test_batch_statistics_of_either_layout_have_the_same_derivatives():
+    torch.manual_seed(0)
+    norm = BatchStatistics(32).double()
+    nn.init.normal_(norm.weight)
+    x, u = torch.randn(2, 3, 32, 26, 26, dtype=torch.float64)  # Large enough for the closed form.
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = x.to(memory_format=layout).requires_grad_()
+        value = (norm(leaf).tanh() * u).sum()
+        first = torch.autograd.grad(value, [leaf, *norm.parameters()], create_graph=True)
+        norms = sum(g.square().sum() for g in first)
+        found.append([value, *first, *torch.autograd.grad(norms, [leaf, *norm.parameters()])])
+    for default, last in zip(*found, strict=True):
+        assert torch.allclose(default, last, rtol=1e-9, atol=1e-11)
+
+
+def test_large_images_with_their_channels_last_are_in_closed_form(monkeypatch):
+    called = []
+    monkeypatch.setattr(norms, "closed_batch_norm", lambda x, *rest: called.append(x.shape) or x)
+    norm = BatchStatistics(32)
+    for size in (8, 26):
+        x = torch.randn(3, 32, size, size)
+        norm(x)
+        norm(x.to(memory_format=torch.channels_last))
+    assert called == [(3, 32, 26, 26)]
