@@ -10,7 +10,7 @@ import torch
 from lightning_ntk.settings.config import conf_folder
 
 LOOP = """
-import json, sys, torch
+import json, os, sys, torch
 from lightning_fabric import Fabric
 from datamodules.sinusoid import Sinusoid
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
@@ -35,7 +35,8 @@ for batch in fabric.setup_dataloaders(data.train_dataloader()):
 total = sum(p.detach().abs().sum().item() for p in method.parameters())
 with open(f"{sys.argv[1]}_{fabric.global_rank}.json", "w") as file:
     json.dump([seen, total], file)
-torch.distributed.destroy_process_group()  # Fabric leaves it, and gloo's threads can abort a process that is over.
+fabric.barrier()  # Both have written.
+os._exit(0)  # At once: gloo's threads can abort a process that is about to end.
 """
 
 
