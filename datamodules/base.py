@@ -41,6 +41,9 @@ class EpisodicDataModule(pl.LightningDataModule):
             are tested on the same episodes and can be compared in pairs.
     """
 
+    # Of batches where no Trainer says otherwise; None: PyTorch's default.
+    precision: torch.dtype | None = None
+
     def __init__(
         self,
         *,
@@ -201,7 +204,8 @@ class EpisodicDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Episode, dataloader_idx: int) -> Episode:
         """Floats become as precise as the network; images arrive as uint8 and become floats in [0, 1]."""
-        dtype = torch.get_default_dtype() if self.trainer is None else self.trainer.lightning_module.dtype
+        dtype = self.precision if self.trainer is None else self.trainer.lightning_module.dtype
+        dtype = dtype or torch.get_default_dtype()
         parts = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
         return Episode(*(as_unit_floats(part, dtype) for part in parts), batch.index)
 

@@ -1,7 +1,5 @@
 """A run that is over, in Python: its trained method and its data."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running import random_state, run_folder
 from lightning_ntk.train import build_data, make_method
@@ -57,22 +54,8 @@ def load_data(run: str | Path, **settings: Any) -> pl.LightningDataModule:
     """
     found = run_folder.load_checkpoint(str(run), "run")
     data = build_data(_config(found, "data", settings))
-    if found.dtype != torch.get_default_dtype():
-        data.on_after_batch_transfer = functools.partial(_in_precision, data.on_after_batch_transfer, found.dtype)
+    data.precision = found.dtype
     return data
-
-
-def _in_precision(transfer: Callable[..., Episode], dtype: torch.dtype, batch: Episode, dataloader_idx: int) -> Episode:
-    """A batch in another precision than PyTorch's default, which it has where no Trainer says otherwise.
-
-    Episodes are drawn before it, in the default precision, as they are under a Trainer.
-    """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return transfer(batch, dataloader_idx)
-    finally:
-        torch.set_default_dtype(default)
 
 
 def _config(checkpoint: run_folder.Checkpoint, group: str, settings: dict[str, Any]) -> DictConfig:

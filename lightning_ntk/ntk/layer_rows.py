@@ -103,9 +103,10 @@ def _reorders(func: Callable, args: tuple, result: object, n: int) -> bool:
     """
     if func is Tensor.__getitem__:
         indices = args[1] if isinstance(args[1], tuple) else (args[1],)
-        if any(isinstance(index, Tensor | list) for index in indices) or indices[:1] not in ((slice(None),), (...,)):
+        plain = all(index is None or index is ... or isinstance(index, int | slice) for index in indices)
+        if not plain or indices[:1] not in ((slice(None),), (...,)):
             return True
-    if func in MOVING and result.stride()[:1] != args[0].stride()[:1]:
+    if func in MOVING and (not args or result.stride()[:1] != args[0].stride()[:1]):
         return True
     made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
     return func in REORDERING or any(leaf.shape[:1] != (n,) for leaf in made)

@@ -56,8 +56,8 @@ def read_overrides(words: Sequence[str], known: dict[str, dict[str, str]]) -> li
 
 def _readable_list(word: str) -> str:
     """The override with those of its values in quotes that Hydra's grammar has no place for; a comma parts values."""
-    key, _, value = word.partition("=")
-    if value.startswith(GRAMMAR):
+    key, assigns, value = word.partition("=")
+    if not assigns or value.startswith(GRAMMAR):
         return readable(word)
     return f"{key}={','.join(readable(f'{key}={part}').partition('=')[2] for part in value.split(','))}"
 

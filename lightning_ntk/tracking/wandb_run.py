@@ -108,9 +108,7 @@ class WandbRun(WandbLogger):
         if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):
             settings["finish_timeout"] = FINISH_TIMEOUT_S
         options = {name: value for name, value in self._wandb_init.items() if name != "anonymous"}
-        if (
-            self._offline
-        ):  # What is uploaded later still resumes: without Lightning's resume="allow" it would start anew.
+        if self._offline:  # Lightning's resume="allow" stays: it tells a later upload to go on, not to begin anew.
             options |= {"mode": "offline"}
         try:
             run = wandb.init(**options, config=self.config, settings=wandb.Settings(**settings))

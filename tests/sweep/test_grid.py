@@ -79,6 +79,7 @@ def test_values_that_hydras_grammar_has_no_place_for_are_still_parted_by_commas(
         (["method=glob(nothing*)"], "no value at all"),
         (["seed=glob(*)"], "'seed' is none"),
         (["seed=[1"], "KEY=VALUE"),
+        (["seed"], "KEY=VALUE"),
         (["run_dir=x"], "out=FOLDER"),
         (["ckpt=x"], "out=FOLDER"),
     ],
