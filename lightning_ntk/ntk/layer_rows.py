@@ -93,7 +93,10 @@ REORDERING = _functions(
     *("index_put", "select", "unbind"),
 ) | {Tensor.index_put_, Tensor.__setitem__, torch.einsum, torch.tensordot}
 # What may put another axis into the place of theirs.
-MOVING = _functions("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "permute", "t") | {Tensor.T.__get__}
+MOVING = _functions("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "permute", "t") | {
+    Tensor.T.__get__,
+    Tensor.mT.__get__,
+}
 
 
 def _reorders(func: Callable, args: tuple, result: object, n: int) -> bool:

@@ -330,6 +330,9 @@ def test_random_numbers_in_a_forward_pass_of_ones_own_are_refused(drop, coupled)
         empirical_ntk(network, params, x, coupled=coupled)
     with pytest.raises(ConfigError, match=r"Dropping draws random numbers"):
         Jacobian(network, params, x, coupled=coupled).jvp(params)
+    several = {name: torch.stack([p.detach()] * 2) for name, p in params.items()}
+    with pytest.raises(ConfigError, match=r"Dropping draws random numbers"):
+        torch.func.vmap(lambda theta: network(theta, x))(several)
     module.eval()
     assert torch.equal(empirical_ntk(network, params, x), empirical_ntk(network, params, x))
 

@@ -268,6 +268,7 @@ class Reordering(nn.Module):
             lambda x, order: torch.stack([x[i] for i in reversed(range(len(x)))]),
             lambda x, order: torch.stack([*x][::-1]),
         ),
+        Reordering(lambda x, order: torch.cat(x.split(1)[::-1]), lambda x, order: torch.cat(x.split(1)[::-1])),
         Reordering(lambda x, order: torch.stack(x.unbind()[::-1]), lambda x, order: torch.cat(x.split(1)[::-1])),
     ],
 )
@@ -291,7 +292,7 @@ class Transposing(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "turn", [lambda x: x.T, lambda x: x.t(), lambda x: x.transpose(0, 1), lambda x: x.permute(1, 0)]
+    "turn", [lambda x: x.T, lambda x: x.mT, lambda x: x.t(), lambda x: x.transpose(0, 1), lambda x: x.permute(1, 0)]
 )
 def test_features_in_the_place_of_examples_are_none(turn):
     network, params = functional(Transposing(turn))
@@ -321,7 +322,7 @@ def test_a_trainable_part_that_is_left_out_is_no_example(examples):
             self.prototypes = nn.Parameter(torch.randn(5, 3))
 
         def forward(self, x):
-            return self.query(x) @ self.key(self.prototypes).mT
+            return F.linear(self.query(x), self.key(self.prototypes))
 
     network, params = functional(Prototypes().double())
     del params["prototypes"]
