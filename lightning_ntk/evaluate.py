@@ -11,10 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.running import cluster, run_folder
+from lightning_ntk.running.checkpoint import Checkpoint, check_same_model, check_same_parameters, load_checkpoint
 from lightning_ntk.running.interruption import Interruption
 from lightning_ntk.running.results import write_results
 from lightning_ntk.running.run import Run
-from lightning_ntk.running.run_folder import Checkpoint
 from lightning_ntk.running.run_folder_names import EVALUATIONS_FOLDER
 from lightning_ntk.running.trainer import build_trainer, check_precision
 from lightning_ntk.settings.arguments import parse_command
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     own, overrides = split_overrides(command.overrides)
     if "run" not in own:
         raise ConfigError("run=FOLDER is missing: it names the run folder to evaluate.")
-    checkpoint = run_folder.load_checkpoint(own["run"], "run", own.get("checkpoint", "best"))
+    checkpoint = load_checkpoint(own["run"], "run", own.get("checkpoint", "best"))
     config = evaluation_config(checkpoint, overrides, command.config_folder)
     check_top_level(config)
     if command.show_config:
@@ -129,7 +129,7 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     composed = compose_config("train", overrides, config_folder or checkpoint.config_folder, inherited)
     trained = OmegaConf.create(checkpoint.config)
     if any(key in ("method", "network") or key.startswith("network.") for key in keys):
-        run_folder.check_same_model(checkpoint, composed, "run")
+        check_same_model(checkpoint, composed, "run")
     for key in keys:
         if key.startswith("method."):
             OmegaConf.update(trained, key, OmegaConf.select(composed, key))
@@ -163,7 +163,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     method = build_method(config, checkpoint.spec)
     check_fits(checkpoint.spec, data.spec, any_ways=method.any_ways)
     check_ways(method, data)
-    run_folder.check_same_parameters(checkpoint, method, "run")
+    check_same_parameters(checkpoint, method, "run")
     # Timing observes training alone.
     callbacks = [c for c in build_callbacks(config) if hasattr(c, "prepare")]
     prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))

@@ -8,7 +8,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.running import random_state, run_folder
+from lightning_ntk.running import random_state
+from lightning_ntk.running.checkpoint import Checkpoint, check_same_parameters, load_checkpoint
 from lightning_ntk.train import build_data, make_method
 
 
@@ -30,10 +31,10 @@ def load_method(run: str | Path, *, checkpoint: str = "best", **settings: Any) -
     Raises:
         ConfigError: there is no such run, or the settings are not the method's, or would change its parameters.
     """
-    found = run_folder.load_checkpoint(str(run), "run", checkpoint)
+    found = load_checkpoint(str(run), "run", checkpoint)
     with random_state.kept(torch.device("cpu")):  # Initial parameters are drawn, and go.
         method = make_method(_config(found, "method", settings), found.spec)
-    run_folder.check_same_parameters(found, method, "run")
+    check_same_parameters(found, method, "run")
     if found.dtype != method.dtype:  # Of a run whose trainer.precision was 64-true or bf16-true.
         method.to(found.dtype)
     method.load_state_dict(found.content["state_dict"])
@@ -52,13 +53,13 @@ def load_data(run: str | Path, **settings: Any) -> pl.LightningDataModule:
         ConfigError: there is no such run, the settings are not the data's, or the data are no longer where they were.
         DataError: they cannot be read.
     """
-    found = run_folder.load_checkpoint(str(run), "run")
+    found = load_checkpoint(str(run), "run")
     data = build_data(_config(found, "data", settings))
     data.precision = found.dtype
     return data
 
 
-def _config(checkpoint: run_folder.Checkpoint, group: str, settings: dict[str, Any]) -> DictConfig:
+def _config(checkpoint: Checkpoint, group: str, settings: dict[str, Any]) -> DictConfig:
     """The config of a run with other settings of a group."""
     config = OmegaConf.create(checkpoint.config)
     config[group].update(settings)

@@ -18,13 +18,22 @@ from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner, measurements, training_measurements
 from lightning_ntk.running import cluster, random_state, run_folder
+from lightning_ntk.running.checkpoint import (
+    Checkpoint,
+    changed_defaults,
+    check_continues,
+    check_no_other_folder,
+    check_same_model,
+    check_same_parameters,
+    check_same_tasks,
+    load_checkpoint,
+)
 from lightning_ntk.running.checkpointing import checkpoint_callbacks, save_untrained
 from lightning_ntk.running.interruption import Interruption
 from lightning_ntk.running.lock import writing
 from lightning_ntk.running.report import report_lines
 from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, package_versions, write_results
 from lightning_ntk.running.run import Run
-from lightning_ntk.running.run_folder import Checkpoint
 from lightning_ntk.running.run_folder_names import RUN_FOLDER_VARIABLE
 from lightning_ntk.running.schedule import CosineSchedule
 from lightning_ntk.running.trainer import build_trainer, check_precision
@@ -46,8 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     overrides, config_folder, checkpoint, inherited = command.overrides, command.config_folder, None, []
     resumed_from = last_value(overrides, "ckpt")
     if resumed_from is not None:
-        checkpoint = run_folder.load_checkpoint(resumed_from, "ckpt")
-        run_folder.check_no_other_folder(checkpoint, overrides)
+        checkpoint = load_checkpoint(resumed_from, "ckpt")
+        check_no_other_folder(checkpoint, overrides)
         # The run's own settings, and what is asked now on top.
         inherited = checkpoint.settings(overrides)
         config_folder = config_folder or checkpoint.config_folder
@@ -57,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         restarted_from = run_folder.restarted_from(config)
         if restarted_from is not None:
             overrides = [o for o in overrides if key_of(o) not in ("ckpt", "run_dir")]
-            checkpoint = run_folder.load_checkpoint(restarted_from, "ckpt")
+            checkpoint = load_checkpoint(restarted_from, "ckpt")
             inherited = checkpoint.settings(overrides)
             config_folder = config_folder or checkpoint.config_folder
             config = compose_config("train", overrides, config_folder, inherited)
@@ -65,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.write(OmegaConf.to_yaml(config))
         return
     if checkpoint is not None:
-        run_folder.check_same_model(checkpoint, config, "ckpt")
+        check_same_model(checkpoint, config, "ckpt")
         check_continues(checkpoint, config)
     elif config.ckpt is not None:
         raise ConfigError(f"ckpt={config.ckpt} must stand on the command line: the run's own settings come with it.")
@@ -96,12 +105,12 @@ def train(
                 f"data={data_name}."
             )
         if checkpoint is not None:
-            run_folder.check_same_tasks(checkpoint, data.spec, "ckpt")
+            check_same_tasks(checkpoint, data.spec, "ckpt")
         check_follows(data, config)
         method = build_method(config, data.spec)
         check_ways(method, data)
         if checkpoint is not None:
-            run_folder.check_same_parameters(checkpoint, method, "ckpt")
+            check_same_parameters(checkpoint, method, "ckpt")
         method.run = {
             "config": plain(config),
             "overrides": list(overrides),
@@ -196,25 +205,6 @@ def has_stopped_early(trainer: pl.Trainer, checkpoint: Checkpoint, config: DictC
 # ---- the parts ---------------------------------------------------------------------------------------------------
 
 
-def check_continues(checkpoint: Checkpoint, config: DictConfig) -> None:
-    """Raise `ConfigError` when a checkpoint's run would go on as another one."""
-    if config.val_every != checkpoint.config["val_every"]:
-        raise ConfigError(
-            f"val_every={config.val_every} differs from the run's {checkpoint.config['val_every']}: it sets the length "
-            "of the epochs that the run has counted, so it cannot change in the middle. Leave val_every= out."
-        )
-    if config.seed != checkpoint.config["seed"]:
-        raise ConfigError(
-            f"seed={config.seed} differs from the run's {checkpoint.config['seed']}, which drew the initial parameters "
-            "that it goes on from. Leave seed= out."
-        )
-    nothing_left = config.steps if checkpoint.folder is not None else config.steps - 1  # A new folder needs a step.
-    if checkpoint.content["global_step"] > nothing_left:
-        raise ConfigError(
-            f"steps={config.steps}: the checkpoint has {checkpoint.content['global_step']} steps already. Ask for more."
-        )
-
-
 def announce(
     config: DictConfig,
     data: pl.LightningDataModule,
@@ -232,7 +222,7 @@ def announce(
             "The data have changed since the run was written: what it has learned and measured until now is of others. "
             "Train anew for results of one kind.\n"
         )
-    if checkpoint is not None and (changed := run_folder.changed_defaults(checkpoint, config_folder)):
+    if checkpoint is not None and (changed := changed_defaults(checkpoint, config_folder)):
         sys.stdout.write(
             "Defaults have changed since the run was written, and it goes on with today's where you set nothing else "
             f"({'; '.join(changed)}).\n"

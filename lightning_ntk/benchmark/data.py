@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lightning_ntk.benchmark import steps
 from lightning_ntk.benchmark.measure import Report, Work, float32_and_threads, interleave
-from lightning_ntk.benchmark.problem import CHANNELS, make_problem
+from lightning_ntk.benchmark.problem import make_problem
 from lightning_ntk.benchmark.rows import Table, quotient, timed_rows
 from lightning_ntk.benchmark.settings import Settings
 from lightning_ntk.settings.building import instantiate
@@ -30,9 +30,9 @@ BATCH, BATCHES = 16, 8
 class Arrays(dict):
     """Classes as views into one array, `images`: nothing is copied."""
 
-    def __init__(self, classes: int, images: int, size: int, seed: int) -> None:
-        shape = (classes * images, CHANNELS, size, size)
-        self.images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    def __init__(self, classes: int, images: int, shape: tuple[int, int, int], seed: int) -> None:
+        whole = (classes * images, *shape)
+        self.images = np.random.default_rng(seed).integers(0, 256, whole, dtype=np.uint8)
         super().__init__((f"{k:03}", self.images[k * images : (k + 1) * images]) for k in range(classes))
 
 
@@ -41,7 +41,7 @@ def data_table(settings: Settings, report: Report) -> Table:
     few = settings.quick
     each = settings.shots + settings.queries
     classes, images = (2 * settings.ways, 2 * each) if few else (CLASSES, max(IMAGES, each))
-    arrays = Arrays(classes, images, settings.image_size, settings.seed)
+    arrays = Arrays(classes, images, settings.image_shape, settings.seed)
     works = [*our_works(settings, arrays), copying(arrays, settings.ways * each), *learn2learn_works(settings, arrays)]
     with float32_and_threads(1):
         timings = interleave(works, settings.repeats, settings.limit_s, settings.device, report)
@@ -55,7 +55,7 @@ def data_table(settings: Settings, report: Report) -> Table:
         row.ratio = row.ratio or quotient(row.seconds, rows[0].seconds)
     title = (
         f"Episodes of {settings.ways} ways, {settings.shots} shots, {settings.queries} queries of {images} images of "
-        f"{classes} classes, {settings.image_size}x{settings.image_size}x{CHANNELS}, one thread"
+        f"{classes} classes, {settings.image_size}x{settings.image_size}x{settings.channels}, one thread"
     )
     return Table("data", title, OURS, rows)
 
@@ -112,7 +112,7 @@ def make_data(settings: Settings, arrays: Arrays, **choices: Any) -> Any:
         **choices,
     }
     each = settings.shots + settings.queries
-    test = Arrays(settings.ways, each, settings.image_size, settings.seed + 1)
+    test = Arrays(settings.ways, each, settings.image_shape, settings.seed + 1)
     test = {f"test{name}": images for name, images in test.items()}
     data = instantiate(OmegaConf.create(config), "data", splits={"train": arrays, "test": test})
     data.setup()

@@ -44,7 +44,8 @@ def measure_memory(settings: Settings, step: str, *, network: str = "conv4", tas
     Args:
         repeats: steps to time after the one whose memory is measured, which is timed too.
     """
-    numbers = {name: getattr(settings, name) for name in ("ways", "shots", "queries", "image_size", "filters", "seed")}
+    names = ("ways", "shots", "queries", "image_size", "channels", "filters", "seed")
+    numbers = {name: getattr(settings, name) for name in names}
     numbers |= {"device": settings.device, "threads": settings.threads or torch.get_num_threads()}
     request = {"settings": numbers, "step": step, "network": network, "tasks": tasks, "repeats": repeats}
     command = [sys.executable, "-W", "ignore", "-m", "lightning_ntk.benchmark.memory", json.dumps(request)]

@@ -16,8 +16,6 @@ from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.settings.building import instantiate
 from lightning_ntk.settings.config import conf_folder
 
-CHANNELS = 3
-
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -48,7 +46,7 @@ def make_problem(settings: Settings, *, network: str = "conv4", norm: str = "non
         MissingDependencyError: the network is not part of this version.
     """
     settings = dataclasses.replace(settings, **sizes)
-    spec = TaskSpec("classification", (CHANNELS, settings.image_size, settings.image_size), settings.ways)
+    spec = TaskSpec("classification", settings.image_shape, settings.ways)
     file = conf_folder() / "network" / f"{network}.yaml"
     if not file.exists():
         raise MissingDependencyError(f"this version has no network={network}")

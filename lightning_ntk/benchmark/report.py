@@ -106,7 +106,8 @@ def settings_in_words(settings: Settings) -> str:
     if set(settings.tables) == {"resnet12"}:
         network, pooling = "", ""
     words = f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, {network}"
-    words += f"{settings.image_size}x{settings.image_size}x3{pooling}, float32 without TF32, {settings.device}"
+    channels, height, width = settings.image_shape
+    words += f"{height}x{width}x{channels}{pooling}, float32 without TF32, {settings.device}"
     return f"{words}; {rounds}"
 
 

@@ -42,8 +42,8 @@ tables and writes benchmark.md and benchmark.json. `make peers` installs neural-
   threads=            CPU threads; default all
   peers=              the Python that has neural-tangents; default .venv-peers, as `make peers` makes it; none: without
   out=                folder of the results; default ./runs/benchmark
-  ways=5 shots=5 queries=15 image_size=84 filters=32 seed=0
-                      the problem: queries a class, Conv4 on three channels
+  ways=5 shots=5 queries=15 image_size=84 channels=3 filters=32 seed=0
+                      the problem: queries a class, images (1 channel: grey), Conv4's filters
   runs=FOLDER         compare finished trainings instead: seconds of training to a validation accuracy
   level=0.7           that accuracy
   --quick             small sizes and two repetitions: shows in a minute that everything works; the ratios mean little
@@ -75,16 +75,22 @@ class Settings:
     shots: int = 5
     queries: int = 15
     image_size: int = 84
+    channels: int = 3
     filters: int = 32
     seed: int = 0
     runs: Path | None = None
     level: float = 0.7
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return (self.channels, self.image_size, self.image_size)
+
+    @property
     def is_standard(self) -> bool:
         """Whether this is the problem that the goals are stated for."""
-        sizes = (self.ways, self.shots, self.queries, self.image_size, self.filters)
-        return sizes == (5, 5, 15, 84, 32)
+        sizes = (self.ways, self.shots, self.queries, *self.image_shape, self.filters)
+        return sizes == (5, 5, 15, 3, 84, 84, 32)
 
 
 QUICK = {
@@ -96,7 +102,8 @@ QUICK = {
     "filters": 8,
 }
 # Smallest values of the whole numbers.
-LEAST = {"repeats": 1, "tasks": 1, "threads": 1, "ways": 2, "shots": 1, "queries": 1, "image_size": 16, "filters": 1}
+LEAST = {"repeats": 1, "tasks": 1, "threads": 1, "ways": 2, "shots": 1, "queries": 1, "image_size": 16}
+LEAST |= {"channels": 1, "filters": 1}
 
 
 def help_page() -> str:

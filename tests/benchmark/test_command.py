@@ -58,7 +58,7 @@ def test_the_data_table_has_every_row_and_the_same_images_for_all(capsys):
     assert list(rows) == [data.OURS, data.ALONE, data.INDICES, data.FLOOR, data.FUSED, data.PLAIN, steps.RKHS_II]
     assert all(row["seconds"] > 0 and row["ratio"] > 0 and "a second" in row["note"] for row in rows.values())
     settings = Settings(image_size=16, shots=1, queries=2)
-    arrays = data.Arrays(4, 9, 16, 0)
+    arrays = data.Arrays(4, 9, (3, 16, 16), 0)
     task = data.make_data(settings, arrays, ways=3, eval_ways=3).draw("train", 0, 0)
     theirs = data.LabelledImages(arrays)
     assert len(theirs) == 36

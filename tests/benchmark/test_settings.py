@@ -29,7 +29,8 @@ def test_quick_is_small_and_gives_way_to_words():
     assert quick.quick
     assert not quick.is_standard
     assert quick.repeats == 2
-    assert quick.image_size == 20
+    assert quick.image_shape == (3, 20, 20)
+    assert not parse_settings(["channels=1"]).is_standard
 
 
 @pytest.mark.parametrize(
