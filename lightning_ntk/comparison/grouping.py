@@ -13,7 +13,7 @@ from lightning_ntk.running.run_folder_names import EVALUATIONS_FOLDER
 # see `start_of`, of callbacks `groups_of_probes`.
 OF_ONE_RUN = ("seed", "run_dir", "ckpt", "logger", "callbacks")
 OF_ONE_RUN_IN = {
-    "data": ("seed", "num_workers", "cache_dir"),
+    "data": ("seed", "num_workers", "cache_dir", "download", "resident", "eval_tasks_per_batch"),
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps"),
 }
 # Callbacks whose settings decide no number of a test.

@@ -151,7 +151,8 @@ def test_runs_of_different_settings_are_never_averaged(runs, capsys):
 def test_what_a_run_ran_on_does_not_keep_it_from_a_mean(runs):
     machines = {"trainer": {"devices": 2, "enable_progress_bar": False}}, {"trainer": {"devices": 1}}
     for seed, machine in enumerate(machines):
-        write_run(f"two/{seed}", "maml", [0.5, 0.7], seed=seed, config={**machine, "data": {"num_workers": seed}})
+        data = {"num_workers": seed, "download": seed == 0, "resident": ["host", "device"][seed]}
+        write_run(f"two/{seed}", "maml", [0.5, 0.7], seed=seed, config={**machine, "data": data})
     write_run("two/clipped", "maml", [0.5, 0.7], seed=2, config={"trainer": {"gradient_clip_val": 1.0}})
     names = [row.name for row in compare.compare([Path("two")])]
     assert sum("mean over 2 seeds" in name for name in names) == 1
