@@ -82,7 +82,8 @@ def contrast(x: Tensor, severity: int, generator: Generator) -> Tensor:
 
 
 def pixelate(x: Tensor, severity: int, generator: Generator) -> Tensor:
-    """Averaged down to a coarser grid, and shown in squares of its pixels; both as Pillow's box filter does."""
+    """Averaged down to a coarser grid, and shown in squares of its pixels; both as Pillow's box filter does (but for
+    edges at half a pixel, which it may round otherwise)."""
     height, width = x.shape[-2:]
     rows, columns = (_box(side, max(1, int(PIXELATE[severity - 1] * side))).to(x) for side in (height, width))
     return F.interpolate(rows @ x @ columns.T, (height, width), mode="nearest-exact")

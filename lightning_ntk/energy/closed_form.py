@@ -1,9 +1,11 @@
 """What Meta-RKHS-II is asked to compute, and how much of it at once."""
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_ntk.ntk.flow import Approximation, GradientFlow, gradient_flow
@@ -43,14 +45,27 @@ class ClosedForm:
         """The network whose f(X) and H `solve` takes: the squared loss sees all outputs."""
         return network
 
+    @property
+    def inverts(self) -> bool:
+        """Whether the kernel's smallest eigenvalues are divided by, down to those that are 0."""
+        return math.isinf(self.t) and self.ridge == 0
+
+    def flow_settings(self, kernel: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+        """What `GradientFlow` takes beside t, for a kernel `[N, N]` from a Jacobian of that type.
+
+        Support examples that are alike have rows that differ by rounding, and the square of that is an eigenvalue.
+        """
+        of_rows = torch.finfo(dtype).eps
+        rounding = max(torch.finfo(kernel.dtype).eps, len(kernel) * of_rows**2)
+        return {"approximation": self.approximation, "ridge": self.ridge, "rounding": rounding}
+
     def solve(self, kernel: Tensor, outputs: Tensor, targets: Tensor) -> Solution:
         """a = phi(H) (Y - f(X)), from H `[n C, n C]`, f(X) and real targets Y `[n, C]`."""
-        flow = GradientFlow(kernel, self.t, approximation=self.approximation, ridge=self.ridge)
+        settings = self.flow_settings(kernel, outputs.dtype)
+        flow = GradientFlow(kernel, self.t, **settings)
         residual = (targets - outputs).flatten().double()
-        if kernel.requires_grad:  # Differentiated through: by the flow's own formula, not by that of `eigh`.
-            a = gradient_flow(kernel, residual, self.t, approximation=self.approximation, ridge=self.ridge)
-        else:
-            a = flow.apply(residual)
+        # Where it is differentiated through: by the flow's own formula, not by that of `eigh`.
+        a = gradient_flow(kernel, residual, self.t, **settings) if kernel.requires_grad else flow.apply(residual)
         return Solution(a, lambda c: (flow.apply(c), flow.adjoint(c, residual)))
 
 

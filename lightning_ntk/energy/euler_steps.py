@@ -55,6 +55,7 @@ class EulerSteps:
     coupled: bool = True
     rank_tolerance: float = 1e-6
     kernel = "full"
+    inverts = False
 
     def seen(self, network: Network, targets: Tensor) -> Network:
         """The network whose f(X) and H `solve` takes: that of the contrasts for cross-entropy of class numbers."""

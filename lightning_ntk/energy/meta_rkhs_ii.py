@@ -181,7 +181,7 @@ def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: Ho
     """
     operator = Jacobian(network, params, x, coupled=how.coupled)
     jacobian = operator.dense(pairs_at_once).flatten(0, 1)
-    kernel = inner_products(jacobian, jacobian)
+    kernel = inner_products(jacobian, jacobian, exact=how.inverts)
     solution = how.solve(kernel, operator.outputs, targets)
     return jacobian, kernel, solution, unflatten(solution.a.to(jacobian.dtype) @ jacobian, operator.params)
 

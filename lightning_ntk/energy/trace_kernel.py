@@ -77,12 +77,12 @@ def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: Cl
     """J(X) `[n, C, P]`, the flow of K(X, X), r and a `[n, C]` in float64."""
     operator = Jacobian(network, params, x, coupled=False)
     rows = operator.dense(pairs_at_once)
-    kernel = inner_products(rows.flatten(1), rows.flatten(1)) / rows.shape[1]
-    flow = GradientFlow(kernel, how.t, approximation=how.approximation, ridge=how.ridge)
+    kernel = inner_products(rows.flatten(1), rows.flatten(1), exact=how.inverts) / rows.shape[1]
+    settings = how.flow_settings(kernel, rows.dtype)
+    flow = GradientFlow(kernel, how.t, **settings)
     residual = (targets - operator.outputs).double()
     apply = flow.apply
     if kernel.requires_grad:  # As in `ClosedForm.solve`.
-        settings = {"approximation": how.approximation, "ridge": how.ridge}
         apply = lambda column: gradient_flow(kernel, column, how.t, **settings)  # noqa: E731
     return rows, flow, residual, _by_output(apply, residual).mT
 

@@ -57,6 +57,8 @@ class MetaLearner(pl.LightningModule):
         super().__init__()
         if not (lr > 0 and math.isfinite(lr)):
             raise ConfigError(f"method.lr must be a finite positive number, but got {lr}.")
+        if spec.kind == "classification" and spec.outputs < 2:
+            raise ConfigError(f"Expected a TaskSpec of at least 2 classes, but it has outputs={spec.outputs}.")
         self.network = network
         self.spec = spec
         self.lr = lr

@@ -58,6 +58,11 @@ class MetaSGD(MAML):
                 f"method=meta_sgd learns a step size for every parameter, but the network's {frozen} is frozen. Use "
                 "method=maml, which leaves it as it is, or train it too."
             )
+        if len(list(network.named_parameters(remove_duplicate=False))) > len(list(network.parameters())):
+            raise ConfigError(
+                "method=meta_sgd: learn2learn's step does not follow a parameter that stands in several places of the "
+                "network. Use method=maml, which does, or give each place its own."
+            )
         self.step_sizes = nn.ParameterList(torch.full_like(p, inner_lr) for p in network.parameters())
         self._algorithm = learn2learn_algorithm("MetaSGD")
 

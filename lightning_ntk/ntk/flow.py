@@ -60,14 +60,24 @@ class GradientFlow:
         approximation: "exact", or the exponential by a Pade fraction: "pade11" [1/1] or "pade22" [2/2].
         ridge: added to every eigenvalue. At t = inf a positive ridge is what keeps directions that the kernel hardly
             sees (eigenvalues at the rounding level of a kernel that was computed in float32) from being divided by next
-            to nothing. Without a ridge, those that it does not see at all, by the rounding of the kernel's own type,
-            are left out: there Theta(x, X) is 0 as well, so that the flow's limit is the pseudo-inverse.
+            to nothing. Without a ridge, those that it does not see at all, by its rounding, are left out: there
+            Theta(x, X) is 0 as well, so that the flow's limit is the pseudo-inverse.
+        rounding: an eigenvalue below N times this, relative to the largest, is not seen; None: that of the kernel's
+            type. A kernel from a Jacobian in another precision has the square of what the rows are off by.
 
     Raises:
         ConfigError: settings no flow has, or a kernel that is not square in its last two axes.
     """
 
-    def __init__(self, kernel: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0) -> None:
+    def __init__(
+        self,
+        kernel: Tensor,
+        t: float,
+        *,
+        approximation: Approximation = "exact",
+        ridge: float = 0.0,
+        rounding: float | None = None,
+    ) -> None:
         check_flow_settings(t, approximation, ridge, prefix="")
         if kernel.dim() < 2 or kernel.shape[-1] != kernel.shape[-2]:
             raise ConfigError(f"Expected a kernel of shape [..., N, N], but got {list(kernel.shape)}. {_IN_SHAPE}")
@@ -76,7 +86,8 @@ class GradientFlow:
         symmetric = 0.5 * (kernel + kernel.mT)
         eigenvalues, self.eigenvectors = torch.linalg.eigh(symmetric.double())
         self.eigenvalues = eigenvalues.clamp(min=0) + ridge
-        rounding = torch.finfo(torch.float64 if ridge else symmetric.dtype).eps
+        rounding = torch.finfo(symmetric.dtype).eps if rounding is None else rounding
+        rounding = torch.finfo(torch.float64).eps if ridge else rounding
         self.phi = _phi(self.eigenvalues, self.t, approximation, rounding)
 
     def apply(self, residual: Tensor) -> Tensor:
@@ -113,7 +124,13 @@ class GradientFlow:
 
 
 def gradient_flow(
-    kernel: Tensor, residual: Tensor, t: float, *, approximation: Approximation = "exact", ridge: float = 0.0
+    kernel: Tensor,
+    residual: Tensor,
+    t: float,
+    *,
+    approximation: Approximation = "exact",
+    ridge: float = 0.0,
+    rounding: float | None = None,
 ) -> Tensor:
     """phi(H) r, differentiable once in kernel `[..., N, N]` and residual `[..., N]`; the result is float64.
 
@@ -121,13 +138,13 @@ def gradient_flow(
 
     See `GradientFlow` for the arguments and errors. The derivative in the kernel uses the Daleckii-Krein formula.
     """
-    return _GradientFlowFunction.apply(kernel, residual, t, approximation, ridge)
+    return _GradientFlowFunction.apply(kernel, residual, t, approximation, ridge, rounding)
 
 
 class _GradientFlowFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernel, residual, t, approximation, ridge):
-        ctx.flow = GradientFlow(kernel, t, approximation=approximation, ridge=ridge)
+    def forward(ctx, kernel, residual, t, approximation, ridge, rounding):
+        ctx.flow = GradientFlow(kernel, t, approximation=approximation, ridge=ridge, rounding=rounding)
         ctx.save_for_backward(residual)
         ctx.dtypes = kernel.dtype, residual.dtype
         return ctx.flow.apply(residual)
@@ -138,7 +155,7 @@ class _GradientFlowFunction(torch.autograd.Function):
         (residual,) = ctx.saved_tensors
         kernel_dtype, residual_dtype = ctx.dtypes
         d_kernel = ctx.flow.adjoint(cotangent, residual).to(kernel_dtype)
-        return d_kernel, ctx.flow.apply(cotangent).to(residual_dtype), None, None, None
+        return d_kernel, ctx.flow.apply(cotangent).to(residual_dtype), None, None, None, None
 
 
 def _phi(lam: Tensor, t: float, approximation: Approximation, rounding: float) -> Tensor:

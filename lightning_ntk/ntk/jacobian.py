@@ -122,17 +122,20 @@ def add(summands: Iterable[Params]) -> Params:
     return functools.reduce(lambda total, more: {name: total[name] + more[name] for name in total}, summands)
 
 
-def inner_products(a: Tensor, b: Tensor) -> Tensor:
+def inner_products(a: Tensor, b: Tensor, *, exact: bool = False) -> Tensor:
     """a b^T in float64, for a `[..., k, P]` and b `[..., l, P]`.
 
     Float32 products over millions of parameters lose digits that a kernel's small eigenvalues need (1e-3 of them were
     seen at P = 12 million): short blocks are multiplied, and their results summed in float64. Numbers of 16 bits
     are taken to 32 before.
+
+    `exact`: multiply in float64, at twice the time or more: for kernels whose eigenvalues near 0 are told from it.
     """
     if a.dtype == torch.float64:
         return a @ b.mT
     blocks = zip(a.split(PRODUCT_BLOCK, dim=-1), b.split(PRODUCT_BLOCK, dim=-1), strict=True)
-    return sum((x.float() @ y.float().mT).double() for x, y in blocks)
+    dtype = torch.float64 if exact else torch.float32
+    return sum((x.to(dtype) @ y.to(dtype).mT).double() for x, y in blocks)
 
 
 def gradient_and_value(function: Callable[..., Tensor], *primals: Params, batched: bool) -> tuple[list[Params], Tensor]:
@@ -308,7 +311,15 @@ class Jacobian:
             basis = torch.eye(output.shape[0], dtype=output.dtype, device=output.device)
             return vmap(lambda cotangent: pullback(cotangent)[0])(basis), output
 
-        return vmap(of_one, chunk_size=_groups(pairs_at_once, self.output_count))(x)
+        try:
+            return vmap(of_one, chunk_size=_groups(pairs_at_once, self.output_count))(x)
+        except RuntimeError as error:
+            if "match the broadcast shape" not in str(error):  # What recurrent layers end in.
+                raise
+            raise ConfigError(
+                "The network has a layer that goes through no vmap, as recurrent ones do. Take coupled=True "
+                "(couples_examples = True on the network), which goes without it, if slowly."
+            ) from error
 
     def _by_layers(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor] | None:
         """The same by `layer_rows`, or None from the first part on that it does not serve."""

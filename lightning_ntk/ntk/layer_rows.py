@@ -3,7 +3,8 @@
 A layer's weight gradient for one example needs the layer's input and the cotangent of its output for that example.
 So C backward passes down to the layers' outputs, and small products of the two, give all rows. The layers served are
 `F.conv2d`, `F.linear` on vectors, and the affine part of `F.group_norm`; a network that uses its parameters in any
-other way is left to `ntk.jacobian`, whose vmap serves everything.
+other way is left to `ntk.jacobian`, whose vmap serves everything. So is one that puts its examples into another order,
+in which a layer's rows would be those of others: where an operation is not known to keep it, the rows are checked.
 """
 
 import functools
@@ -61,6 +62,8 @@ def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | No
                     # An output that does not use the layer has none.
                     of_layer = [layer.zeros() if u is None else u for u in of_layer]
                     layer.fill_rows(of_layer, of_some)
+    if capture.unsure and not _add_up(found, network, params, x):
+        return None
     return found, outputs.detach()
 
 
@@ -83,36 +86,66 @@ class _Layer:
 
 
 def _functions(*names: str) -> set[Callable]:
-    """Of torch and of tensors, those of these names."""
-    return {getattr(owner, name) for name in names for owner in (torch, Tensor)}
+    """Of torch, of tensors and of `torch.nn.functional`, those of these names, and those that write into place."""
+    owners, names = (torch, Tensor, F), [*names, *(f"{name}_" for name in names)]
+    return {getattr(owner, name) for name in names for owner in owners if hasattr(owner, name)}
 
 
-# What may put examples into another order, in which a layer's rows would be those of others.
-REORDERING = _functions(
-    *("flip", "flipud", "roll", "index_select", "gather", "take_along_dim", "sort", "scatter", "index_copy"),
-    *("index_put", "select", "unbind"),
-) | {Tensor.index_put_, Tensor.__setitem__, torch.einsum, torch.tensordot}
+# What leaves examples in their order in the first axis, where as many come out.
+KEEPING = _functions(
+    *("add", "sub", "mul", "div", "pow", "__radd__", "__rsub__", "__rmul__", "__rtruediv__", "__pow__", "where"),
+    *("neg", "abs", "square", "sqrt", "rsqrt", "exp", "log", "sin", "cos", "erf", "clamp", "tanh", "sigmoid"),
+    *("relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "softplus", "logsigmoid"),
+    *("hardtanh", "hardsigmoid", "hardswish", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "group_norm"),
+    *("flatten", "unflatten", "reshape", "view", "contiguous", "clone", "to"),
+)
+# The same, where their weight does not follow from the examples.
+WITH_WEIGHT = _functions("conv2d", "linear", "matmul", "mm", "__matmul__")
+# The same, where they are told of other axes.
+OVER_AXES = _functions("mean", "sum", "amax")
 # What may put another axis into the place of theirs.
-MOVING = _functions("transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "permute", "t") | {
-    Tensor.T.__get__,
-    Tensor.mT.__get__,
-}
+MOVING = _functions("transpose", "movedim", "permute")
 
 
-def _reorders(func: Callable, args: tuple, result: object, n: int) -> bool:
-    """Whether examples may stand in other places of the result than in those of the arguments.
+def _keeps_order(func: Callable, args: tuple, kwargs: dict, result: object, n: int) -> bool:
+    """Whether examples surely stand in the same places of the result as in those of the arguments.
 
-    Parts of the batch are known by their length: what is put together of them need not be in the same order.
+    Parts of the batch, known by their length, may be put together again in another order.
     """
-    if func is Tensor.__getitem__:
-        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
-        plain = all(index is None or index is ... or isinstance(index, int | slice) for index in indices)
-        if not plain or indices[:1] not in ((slice(None),), (...,)):
-            return True
-    if func in MOVING and (not args or result.stride()[:1] != args[0].stride()[:1]):
-        return True
+    if func is Tensor.__setitem__:
+        return False
     made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    return func in REORDERING or any(leaf.shape[:1] != (n,) for leaf in made)
+    if not made:
+        return True
+    if any(leaf.shape[:1] != (n,) for leaf in made):
+        return False
+    if func in WITH_WEIGHT:
+        return len(args) > 1 and not args[1].requires_grad and 2 <= args[0].dim() == result.dim()
+    if func in OVER_AXES:
+        axes = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        axes = axes if isinstance(axes, tuple | list) else (axes,)
+        return bool(axes) and all(axis % args[0].dim() for axis in axes)
+    if func in MOVING:
+        return bool(args) and result.stride()[:1] == args[0].stride()[:1]
+    if func is Tensor.__getitem__:
+        first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        return isinstance(first, slice) and first == slice(None)
+    return func in KEEPING
+
+
+def _add_up(rows: Params, network, params: Params, x: Tensor) -> bool:
+    """Whether the rows, weighed at random and summed, are what a backward pass gives: those of others are not."""
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with torch.enable_grad():
+        outputs = network(leaves, x.detach().clone())
+    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+    expected = torch.autograd.grad(outputs, list(leaves.values()), weights, materialize_grads=True)
+    error = size = 0.0
+    for of_one, summed in zip(rows.values(), expected, strict=True):
+        of_one = of_one.flatten(0, 1).flatten(1)
+        error = error + (weights.flatten() @ of_one - summed.flatten()).square().sum()
+        size = size + of_one.square().sum()
+    return bool(error <= torch.finfo(x.dtype).eps * size)  # The root of both: half of the digits.
 
 
 class _Capture(TorchFunctionMode):
@@ -125,6 +158,7 @@ class _Capture(TorchFunctionMode):
         self.layers: list[_Layer] = []
         self.seen: set[str] = set()
         self.unserved = False
+        self.unsure = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -134,7 +168,7 @@ class _Capture(TorchFunctionMode):
         used = [self.names[id(leaf)] for leaf in leaves if id(leaf) in self.names]
         if not used:
             result = func(*args, **kwargs)
-            self.unserved |= _reorders(func, args, result, self.n)
+            self.unsure |= not _keeps_order(func, args, kwargs, result, self.n)
             return result
         served = {torch.conv2d: self._conv2d, F.linear: self._linear, F.group_norm: self._group_norm}.get(func)
         result = served(*args, **kwargs) if served is not None and self.seen.isdisjoint(used) else None

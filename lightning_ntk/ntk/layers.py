@@ -109,6 +109,23 @@ def _as_weight_norm(v, g, dim=0):
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
+def _as_cdist(x1, x2, p=2.0, compute_mode=None):
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
+def _as_select_scatter(input, src, dim, index):
+    index %= input.shape[dim]
+    return input.slice_scatter(src.unsqueeze(dim), dim, index, index + 1)
+
+
+def _unless_product(input, dim, index, src, reduce, *, include_self=True):
+    return _refuse("cumprod, or the exponential of a sum of logarithms,")() if reduce == "prod" else None
+
+
+def _as_eigh(A, UPLO="L"):
+    return torch.return_types.linalg_eigh(linear_algebra.eigh(A, UPLO))
+
+
 def _as_slogdet(A):
     return torch.return_types.linalg_slogdet(linear_algebra.slogdet(A))
 
@@ -147,8 +164,13 @@ _SERVED = {
     **dict.fromkeys((torch.linalg.slogdet, torch.slogdet, Tensor.slogdet), _as_slogdet),
     **dict.fromkeys((torch.logdet, Tensor.logdet), linear_algebra.logdet),
     **dict.fromkeys((torch.cholesky_inverse, Tensor.cholesky_inverse), linear_algebra.cholesky_inverse),
+    torch.linalg.eigh: _as_eigh,
+    torch.cdist: _as_cdist,
+    **dict.fromkeys((torch.select_scatter, Tensor.select_scatter), _as_select_scatter),
+    **dict.fromkeys((torch.scatter_reduce, Tensor.scatter_reduce, Tensor.scatter_reduce_), _unless_product),
     **dict.fromkeys((torch.linalg.householder_product, torch.orgqr, Tensor.orgqr), linear_algebra.householder_product),
     torch.linalg.solve_ex: _refuse("torch.linalg.solve"),
+    **dict.fromkeys((torch.linalg.lu_solve, torch.lu_solve, Tensor.lu_solve), _refuse("torch.linalg.solve")),
     torch.linalg.tensorsolve: _refuse("torch.linalg.solve"),
     # With channels last, vmap falls back on a slow way, with a warning.
     F.adaptive_avg_pool2d: _as_average,

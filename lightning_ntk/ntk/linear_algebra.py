@@ -1,7 +1,8 @@
 """Solutions of equations, determinants and products of reflections, written out.
 
 Reverse mode over PyTorch's forward mode of these comes out wrong, off by as much as the derivative itself (torch 2.14;
-each of them alone, and double backward, are right). Of LU factors and of solutions by them it is right.
+each of them alone, and double backward, are right). Of LU factors and of triangular solutions it is right, and under
+nested vmap too, where solutions by packed factors (`lu_solve`) are not.
 """
 
 import torch
@@ -10,9 +11,28 @@ from torch import Tensor
 
 def solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
     """`torch.linalg.solve`: A `[..., n, n]`, and B `[..., n, k]` or vectors."""
+    if not left:
+        return solve(A.mT, B.mT).mT
     vectors = B.dim() == 1 or B.shape == A.shape[:-1]
-    solution = torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B.unsqueeze(-1) if vectors else B, left=left)
+    P, L, U = torch.lu_unpack(*torch.linalg.lu_factor(A))
+    right = P.mT @ (B.unsqueeze(-1) if vectors else B)
+    below = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)
+    solution = torch.linalg.solve_triangular(U, below, upper=True)
     return solution.squeeze(-1) if vectors else solution
+
+
+def eigh(A: Tensor, UPLO: str = "L") -> tuple[Tensor, Tensor]:
+    """`torch.linalg.eigh`: by the singular values of A + s I, for an s that makes all its eigenvalues positive.
+
+    (Reverse over forward mode of PyTorch's is NaN.) Signs of the eigenvectors are PyTorch's.
+    """
+    A = A.tril() + A.tril(-1).mH if UPLO.upper() == "L" else A.triu() + A.triu(1).mH
+    values, vectors = torch.linalg.eigh(A.detach())
+    shift = 2 * values.abs().amax(-1)[..., None, None]
+    left, shifted, _ = torch.linalg.svd(A + shift * torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
+    left = left.flip(-1)
+    signs = (left.detach().conj() * vectors).sum(-2, keepdim=True).sgn()
+    return shifted.flip(-1) - shift[..., 0], left * signs
 
 
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor]:

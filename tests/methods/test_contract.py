@@ -341,3 +341,16 @@ def test_the_older_weight_norm_is_refused_as_well():
     nn.utils.weight_norm(network[1])
     with pytest.raises(ConfigError, match=r"weight_norm, whose second derivatives PyTorch gets wrong"):
         METHODS["maml"](network, SPEC)
+
+
+def test_a_task_of_one_class_is_refused():
+    with pytest.raises(ConfigError, match=r"at least 2 classes, but it has outputs=1"):
+        METHODS["meta_rkhs_i"](nn.Linear(4, 1), TaskSpec("classification", (4,), 1))
+
+
+def test_meta_sgd_refuses_parameters_that_stand_in_several_places():
+    layer = nn.Linear(4, 4)
+    network = nn.Sequential(layer, nn.Tanh(), layer)
+    with pytest.raises(ConfigError, match=r"stands in several places of the network. Use method=maml"):
+        METHODS["meta_sgd"](network, TaskSpec("classification", (4,), 4))
+    METHODS["maml"](network, TaskSpec("classification", (4,), 4))

@@ -261,6 +261,19 @@ def test_bad_settings_name_their_key(method, settings, key):
         method(MLP((1,), 1), SPEC, **settings)
 
 
+@pytest.mark.parametrize("kernel", ["full", "trace"])
+def test_at_infinite_time_repeated_examples_of_other_labels_may_come_in_any_order(kernel):
+    torch.manual_seed(0)
+    spec = TaskSpec("classification", (1, 16, 16), 3)
+    network = Conv4((1, 16, 16), 3, filters=16, norm="group" if kernel == "trace" else "batch")
+    method = MetaRKHSII(network, spec, t=math.inf, kernel=kernel)
+    images, queries = torch.rand(5, 1, 16, 16), torch.rand(4, 1, 16, 16)
+    x, y = torch.cat([images, images[:2]]), torch.tensor([0, 1, 2, 0, 1, 0, 2])
+    order = torch.tensor([6, 2, 0, 5, 1, 4, 3])
+    expected = method.adapt(x, y)(queries)
+    assert (method.adapt(x[order], y[order])(queries) - expected).abs().max() < 0.01 * expected.abs().max()
+
+
 def test_the_trace_kernel_needs_examples_that_do_not_depend_on_each_other():
     spec = TaskSpec("classification", (1, 28, 28), 5)
     with pytest.raises(ConfigError, match=r"method\.kernel=trace.*network\.norm=group"):

@@ -178,8 +178,9 @@ def test_at_infinite_time_a_kernel_in_float32_is_inverted_down_to_its_own_roundi
     kernel = torch.outer(v, v) + 0.1 * torch.eye(20)[3].outer(torch.eye(20)[3])
     expected = torch.linalg.pinv(kernel, hermitian=True) @ r
     assert torch.allclose(gradient_flow(kernel, r, math.inf).float(), expected, rtol=1e-4, atol=1e-5)
-    # The same numbers in float64 are taken at their word, and a ridge is the user's own bound.
+    # The same numbers in float64 are taken at their word, unless one says otherwise; a ridge is the user's own bound.
     assert gradient_flow(kernel.double(), r, math.inf).norm() > 1e3 * expected.norm()
+    assert torch.allclose(gradient_flow(kernel.double(), r, math.inf, rounding=1e-7).float(), expected, atol=1e-5)
     assert gradient_flow(kernel, r, math.inf, ridge=1e-7).norm() > 1e3 * expected.norm()
 
 

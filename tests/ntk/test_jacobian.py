@@ -371,3 +371,19 @@ def test_no_parameters_are_told():
     network, _ = functional(nn.Linear(3, 2))
     with pytest.raises(ConfigError, match=r"parameters to differentiate by.* there are none"):
         empirical_ntk(network, {}, torch.randn(4, 3))
+
+
+def test_recurrent_layers_are_told_to_couple_their_examples():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0][:, -1])
+
+    network, params = functional(Recurrent())
+    x = torch.randn(4, 5, 2)
+    with pytest.raises(ConfigError, match=r"goes through no vmap, as recurrent ones do. Take coupled=True"):
+        Jacobian(network, params, x, coupled=False).dense()
+    assert Jacobian(network, params, x).dense().isfinite().all()

@@ -57,6 +57,14 @@ def test_rows_and_outputs_are_those_of_reverse_mode(name, patch_bytes, monkeypat
     assert not outputs.requires_grad
 
 
+@pytest.mark.parametrize("name", SERVED)
+def test_rows_of_operations_that_keep_the_order_are_not_checked(name, monkeypatch):
+    monkeypatch.delattr("lightning_ntk.ntk.layer_rows._add_up")
+    make, shape = SERVED[name]
+    network, params = functional(make())
+    assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, torch.rand(4, *shape)) is not None
+
+
 def test_layers_serve_a_network_that_a_function_of_its_outputs_follows(monkeypatch):
     network, params = functional(Conv4((1, 32, 32), 3, filters=8, norm="group").double())
     whole = composed(network, lambda outputs: outputs[:, 1:] * outputs[:, :1])
@@ -255,6 +263,29 @@ class Reordering(nn.Module):
         return self.back(self.last(self.first(self.there(x, order)).tanh()), order)
 
 
+def backwards(x):
+    return torch.arange(len(x) - 1, -1, -1)
+
+
+def written(x):
+    result = torch.zeros_like(x)
+    result[backwards(x)] = x
+    return result
+
+
+# The examples from the last to the first.
+REVERSALS = [
+    lambda x: torch.eye(len(x), dtype=x.dtype)[backwards(x)] @ x,
+    lambda x: torch.einsum("ij,jk->ik", torch.eye(len(x), dtype=x.dtype)[backwards(x)], x),
+    lambda x: torch.zeros_like(x).index_add(0, backwards(x), x),
+    lambda x: torch.zeros_like(x).scatter_add_(0, backwards(x)[:, None].expand_as(x), x),
+    lambda x: F.embedding(backwards(x), x),
+    lambda x: torch.fft.fft(torch.fft.fft(x, dim=0), dim=0).real.roll(-1, 0) / len(x),
+    lambda x: x.mT[..., backwards(x)].mT,
+    written,
+]
+
+
 @pytest.mark.parametrize(
     "module",
     [
@@ -270,6 +301,7 @@ class Reordering(nn.Module):
         ),
         Reordering(lambda x, order: torch.cat(x.split(1)[::-1]), lambda x, order: torch.cat(x.split(1)[::-1])),
         Reordering(lambda x, order: torch.stack(x.unbind()[::-1]), lambda x, order: torch.cat(x.split(1)[::-1])),
+        *(Reordering(lambda x, order, f=f: f(x), lambda x, order, f=f: f(x)) for f in REVERSALS),
     ],
 )
 def test_examples_in_another_order_keep_their_rows(module):

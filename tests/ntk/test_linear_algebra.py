@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from nestings import own_tangents_reversed, tangents_like
 from torch import nn
-from torch.func import jvp
+from torch.func import grad, jvp
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk.jacobian import functional
@@ -11,6 +12,14 @@ from lightning_ntk.ntk.jacobian import functional
 
 def positive(a):
     return a @ a.mT + torch.eye(3)
+
+
+def symmetric(a):
+    return a + a.mT + torch.diag(torch.tensor([0.0, 2, 5]))
+
+
+def functions_of_eigenvalues(values, vectors):
+    return vectors @ torch.diag_embed(values.cos()) @ vectors.mT
 
 
 FUNCTIONS = {
@@ -26,6 +35,11 @@ FUNCTIONS = {
     "cholesky_inverse": lambda a: torch.cholesky_inverse(torch.linalg.cholesky(positive(a))),
     "cholesky_inverse, upper": lambda a: torch.linalg.cholesky(positive(a)).mT.cholesky_inverse(True),
     "householder_product": lambda a: torch.linalg.householder_product(a[..., :2], a.tanh()[..., 2, :2]),
+    "eigh": lambda a: torch.linalg.eigh(symmetric(a)).eigenvectors,
+    "eigh, of the upper half": lambda a: functions_of_eigenvalues(*torch.linalg.eigh(symmetric(a), UPLO="U")),
+    "cdist": lambda a: torch.cdist(a, a.tanh() + 1) + torch.cdist(a, a + 1, 1.0, "use_mm_for_euclid_dist"),
+    "select_scatter": lambda a: torch.select_scatter(a, a[..., 1] ** 2, -1, -3) + a.select_scatter(a[:, 0], 1, 2),
+    "scatter_reduce": lambda a: torch.ones_like(a).scatter_reduce(-1, torch.tensor([0, 0, 2]).expand_as(a), a, "sum"),
     "orgqr": lambda a: torch.orgqr(a[..., :2], a.new_tensor([0.4]).expand(*a.shape[:-2], 1)),
 }
 
@@ -79,6 +93,21 @@ def test_values_are_pytorchs_and_derivatives_of_jacobian_products_are_right(name
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_examples_and_directions_at_once_give_the_derivatives_of_each_alone(name):
+    network, params = functional(Solving(FUNCTIONS[name]))
+    params, x = {key: p.detach() for key, p in params.items()}, torch.randn(3, 4)
+    found = own_tangents_reversed(network, params, x)
+    some = {key: t.unflatten(0, (3, 2)) for key, t in tangents_like(params, 6).items()}
+
+    def along(q, i, k):
+        return jvp(lambda p: network(p, x[i : i + 1]), (q,), ({key: t[i, k] for key, t in some.items()},))[1]
+
+    expected = grad(lambda q: sum(along(q, i, k).square().sum() for i in range(3) for k in range(2)))(params)
+    error, size = (torch.cat([g[key].flatten() for key in params]) for g in (found, expected))
+    assert (error - size).norm() < 1e-10 * size.norm()
+
+
 @pytest.mark.parametrize(("outputs", "how"), [(4, None), (6, "cayley"), (6, "householder"), (6, "matrix_exp")])
 def test_orthogonal_weights_have_right_derivatives(outputs, how):
     linear = nn.utils.parametrizations.orthogonal(nn.Linear(6, outputs), orthogonal_map=how)
@@ -89,7 +118,15 @@ def test_orthogonal_weights_have_right_derivatives(outputs, how):
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_what_is_not_served_is_refused():
-    network, params = functional(Solving(lambda a: torch.linalg.solve_ex(positive(a), a).result))
-    with pytest.raises(ConfigError, match=r"derivatives come out wrong here. Call torch\.linalg\.solve instead"):
+@pytest.mark.parametrize(
+    ("function", "replacement"),
+    [
+        (lambda a: torch.linalg.solve_ex(positive(a), a).result, r"torch\.linalg\.solve"),
+        (lambda a: torch.linalg.lu_solve(*torch.linalg.lu_factor(positive(a)), a), r"torch\.linalg\.solve"),
+        (lambda a: torch.ones_like(a).scatter_reduce(1, torch.zeros_like(a).long(), a, "prod"), "cumprod"),
+    ],
+)
+def test_what_is_not_served_is_refused(function, replacement):
+    network, params = functional(Solving(function))
+    with pytest.raises(ConfigError, match=f"derivatives come out wrong here. Call {replacement}"):
         network(params, torch.randn(3, 4))
