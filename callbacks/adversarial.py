@@ -117,6 +117,11 @@ class Adversarial(ProbeCallback):
         for name in self.art.keys() & {*NAMES, "clean", "masking"}:
             raise ConfigError(f"{KEY}.art.{name}: the name belongs to another metric. Choose another one.")
         for name, settings in self.art.items():
+            if settings.get("norm", 2) not in (2, "2", math.inf, "inf"):
+                raise ConfigError(
+                    f"{KEY}.art.{name}.norm must be 2 or inf, whose sizes tables have units for, but is "
+                    f"{settings['norm']}."
+                )
             if "eps" in settings:
                 check_eps(settings["eps"], f"{KEY}.art.{name}.eps", most=math.inf if _is_l2(settings) else 1.0)
             if _is_l2(settings) and not is_l2(name):
@@ -271,7 +276,8 @@ class _Task:
     y: Tensor
 
     def accuracy(self, outputs: Tensor) -> float:
-        return (outputs.argmax(-1) == self.y).double().mean().item()
+        answered = outputs.isfinite().all(-1)  # What is no number is no right answer.
+        return (answered & (outputs.argmax(-1) == self.y)).double().mean().item()
 
 
 def _adapt(method: MetaLearner, x: Tensor, y: Tensor) -> Predictor:

@@ -6,15 +6,18 @@ the numbers go.
 
 import contextlib
 import math
+import numbers
 import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from callbacks.probing import episode_seed, gather_by_index, is_finite, on_device, undisturbed
 from callbacks.timing import Timing
@@ -60,6 +63,8 @@ class ProbeCallback(pl.Callback):
     name: ClassVar[str]
 
     def __init__(self, *, fit_every: int = 1, fit_episodes: int = 4, test_episodes: int = 40) -> None:
+        if not hasattr(self, "name"):
+            raise ConfigError(f'{type(self).__name__} needs a name for its metrics: name: ClassVar[str] = "...".')
         for key, value in (("fit_every", fit_every), ("fit_episodes", fit_episodes), ("test_episodes", test_episodes)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ConfigError(
@@ -176,12 +181,24 @@ class ProbeCallback(pl.Callback):
                 # Each episode begins in the same state, so that it does not matter which rank has had which before.
                 with undisturbed(method), trainer.precision_plugin.forward_context():
                     random_state.seed_all(episode_seed(data.eval_seed, split, index), method.device)
-                    found[index] = self.probe(method, episode, stage)
+                    found[index] = self._checked(self.probe(method, episode, stage))
             except Exception as error:
                 if not isinstance(error, NOT_FINITE) and is_finite(method):
                     raise
                 failures[index] = f"{type(error).__name__}: {error}"
         return found, failures
+
+    def _checked(self, measured: Measured) -> Measured:
+        """What `probe` gave; raise `ConfigError` unless it is numbers, or lists of them, by name."""
+        if not isinstance(measured, dict):
+            raise ConfigError(f"{type(self).__name__}.probe must return numbers by name, but returned {measured!r}.")
+        for name, value in measured.items():
+            is_number = isinstance(value, numbers.Real | np.ndarray | Tensor) and np.size(value) == 1
+            if not (is_number or isinstance(value, list)):
+                raise ConfigError(
+                    f"{type(self).__name__}.probe must return a number or a list for {name}, but returned {value!r}."
+                )
+        return measured
 
     def _order(self, found: dict[int, Measured], indices: list[int]) -> None:
         """Numbers by episode to numbers by metric."""

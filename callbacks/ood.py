@@ -69,7 +69,7 @@ class OutOfDistribution(ProbeCallback):
         check_targets(targets)
         self.targets = targets
         self.kinds = corruptions
-        self.severities = {"test": tuple(severities), "fit": tuple(fit_severities)}
+        self.severities = {"test": tuple(dict.fromkeys(severities)), "fit": tuple(dict.fromkeys(fit_severities))}
         if not severities or not fit_severities:
             raise ConfigError(
                 "callbacks.ood.severities and callbacks.ood.fit_severities must name at least one severity each, 1 to "

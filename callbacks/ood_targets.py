@@ -13,7 +13,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, LightningNTKError, nearest_name
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running.run import Run
-from lightning_ntk.settings.building import instantiate
+from lightning_ntk.settings.building import instantiate, takes
 from lightning_ntk.settings.config import compose_config, plain
 
 # Luminance of red, green and blue (ITU-R BT.601, as Pillow converts).
@@ -113,11 +113,14 @@ def _naming(name: str) -> Iterator[None]:
 
 def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:
     """A target's data config: its YAML, then what it shares with the run, then its own settings."""
-    if "_target_" in own:
-        return own
-    found = plain(compose_config("train", [f"data={choice}"], run.config_folder).data)
-    for key in own:
-        if key not in found:
+    found = (
+        {"_target_": own["_target_"]}
+        if "_target_" in own
+        else plain(compose_config("train", [f"data={choice}"], run.config_folder).data)
+    )
+    taken_by = OmegaConf.create(found)  # A YAML need not list what its class takes.
+    for key in own if "_target_" not in own else ():
+        if key not in found and not takes(taken_by, key):
             near = nearest_name(f"data.{key}", [f"data.{each}" for each in found])
             raise ConfigError(f"There is no setting 'data.{key}' of data={choice}.{near}")
     source, shape = plain(run.config.data), run.method.spec.input_shape
@@ -127,7 +130,7 @@ def target_config(choice: str, own: dict[str, Any], run: Run) -> dict[str, Any]:
     shared |= {f"eval_{key}": shared[key] for key in SHAPE} | {"eval_seed": source.get("eval_seed", 0)}
     if len(shape) == 3:
         shared |= {"channels": shape[0], "image_size": max(shape[1:])}
-    taken = {key: value for key, value in shared.items() if key in found and value}
+    taken = {key: value for key, value in shared.items() if value and (key in found or takes(taken_by, key))}
     return plain(OmegaConf.merge(found, taken, own))
 
 

@@ -16,6 +16,7 @@ from lightning_ntk.errors import DataError
 # The names of the cache pickles: of Ren et al. (2018), and of learn2learn for the validation split.
 PICKLES = {split: (f"mini-imagenet-cache-{split}.pkl",) for split in SPLITS}
 PICKLES["val"] += ("mini-imagenet-cache-validation.pkl",)
+LISTS = ("images", *(f"{split}.csv" for split in SPLITS))
 PICKLE_ARCHIVE = "mini-imagenet.tar.gz"
 PICKLE_CHECKSUM = "md5:b38f1eb4251fb9459ecc8e7febf9b2eb"
 
@@ -44,8 +45,10 @@ or
         super().__init__(image_size=image_size, channels=channels, **rest)
 
     def parts(self) -> list[Part]:
-        if self._has_lists():
-            return [Part("images"), *(Part(f"{split}.csv") for split in SPLITS)]
+        pickles = [PICKLE_ARCHIVE, *(name for names in PICKLES.values() for name in names)]
+        is_begun = any(map(self.has, LISTS)) and not any(map(self.has, pickles))
+        if self.has(*LISTS) or is_begun:
+            return list(map(Part, LISTS))
         names = (next(filter(self.has, PICKLES[split]), PICKLES[split][0]) for split in SPLITS)
         return [Part(name, PICKLE_ARCHIVE, checksum=PICKLE_CHECKSUM) for name in names]
 
@@ -96,6 +99,3 @@ or
             }
         except (AttributeError, IndexError, TypeError) as error:
             raise DataError(f"class_dict of {file} must map names to numbers of images ({error}).") from error
-
-    def _has_lists(self) -> bool:
-        return self.has("images", *(f"{split}.csv" for split in SPLITS))

@@ -42,7 +42,7 @@ class Omniglot(PublishedImages):
 or images_background_small1 and images_background_small2 in their place."""
 
     def __init__(self, *, image_size: int | None = 28, channels: int = 1, invert: bool = True, **rest: Any) -> None:
-        super().__init__(image_size=image_size, channels=channels, invert=invert, **rest)
+        super().__init__(image_size=image_size, channels=channels, invert=invert, **{"normalize": False, **rest})
 
     def parts(self) -> list[Part]:
         names = SMALL if self._is_small() else FULL

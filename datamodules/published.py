@@ -52,6 +52,7 @@ class PublishedImages(CachedImages):
     name: ClassVar[str]
     native_size: ClassVar[int | None] = None  # pixels, where all images have the same
     version: ClassVar[int] = 1  # Raise when `items` changes what it returns: the cache is keyed by it.
+    takes_split_file: ClassVar[bool] = True
     tree: ClassVar[str]  # what lies in data.root, for errors
     source: ClassVar[str]  # where a person gets it, for errors
 
@@ -66,6 +67,8 @@ class PublishedImages(CachedImages):
     ) -> None:
         if image_size is None and self.native_size is None:
             raise ConfigError(f"data.image_size must be given: the images of {self.name} differ in size.")
+        # As conf/data has them: a published split is taken as it is.
+        rest = {"allow_shared_images": True, "normalize": True, **rest}
         super().__init__(image_size=self.native_size if image_size is None else image_size, **rest)
         self.root = data_folder(root, self.name)
         self.split_file = split_file
@@ -120,13 +123,16 @@ class PublishedImages(CachedImages):
             try:
                 items = self.items(split, paths)
             except FileNotFoundError as error:
-                raise DataError(
-                    f"{error.filename} is missing, which {self.name} needs. {self.source}. Expected:\n{self.tree}"
-                ) from error
-            self.split.check_images(split, sum(map(len, items.values())), self.root)
+                raise self.missing(error.filename) from error
+            count = sum(map(len, items.values()))
+            self.split.check_images(split, count, self.root, may_be_own=self.takes_split_file)
             return items
 
         yield open_split
+
+    def missing(self, file: str | Path) -> DataError:
+        """An error about a file of a part that is not there."""
+        return DataError(f"{file} is missing, which {self.name} needs. {self.source}. Expected:\n{self.tree}")
 
     def has(self, *names: str) -> bool:
         """Whether files or folders of these names lie in the root: for data sets that come in several forms."""
@@ -151,8 +157,9 @@ class PublishedImages(CachedImages):
             return target
         wanted = f"{part.path} or {part.archive}" if part.archive else part.path
         way = f"data.download=true fetches {part.file} from {part.urls[0]}" if part.urls else self.source
+        folder = "" if self.root.is_dir() else " (there is no such folder)"
         raise DataError(
-            f"data.root={self.root} has no {wanted}, which {self.name} needs. {way}. Expected:\n{self.tree}"
+            f"data.root={self.root}{folder} has no {wanted}, which {self.name} needs. {way}. Expected:\n{self.tree}"
         )
 
     def _unpacked(self, part: Part, workspace: Path) -> Path:

@@ -37,6 +37,7 @@ class TieredImageNet(PublishedImages):
         "https://github.com/renmengye/few-shot-ssl-public, or its files from https://zenodo.org/record/7978538 "
         "(learn2learn), without tiered-imagenet- in their names"
     )
+    takes_split_file = False
     tree: ClassVar[str] = f"""  ROOT/{FOLDER}/train_images_png.pkl, train_labels.pkl, or ROOT/{ARCHIVE}
   ROOT/{FOLDER}/val_images_png.pkl, val_labels.pkl
   ROOT/{FOLDER}/test_images_png.pkl, test_labels.pkl
@@ -54,6 +55,15 @@ class TieredImageNet(PublishedImages):
 
     def parts(self) -> list[Part]:
         return [Part(FOLDER, ARCHIVE, checksum=CHECKSUM)]
+
+    def made_from(self) -> list[Any]:
+        # Before hours of decoding, of which the last split would otherwise be told at the end.
+        folder = self.locate(self.parts()[0])
+        files = [f"{split}_{kind}.pkl" for split in self.split.classes for kind in ("labels", "images_png")]
+        for file in (folder / name for name in files):
+            if folder.is_dir() and not file.exists():
+                raise self.missing(file)
+        return super().made_from()
 
     def items(self, split: str, paths: dict[str, Path]) -> Items:
         file = paths[FOLDER] / f"{split}_labels.pkl"

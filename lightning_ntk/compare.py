@@ -253,8 +253,9 @@ def make_row(
         difference=difference,
         difference_ci95=difference_ci95,
         meta_step_s=_mean([entry.result.timings.get("meta_step_s") for entry in members]),
-        fit_s=_mean([entry.result.timings.get("fit_s") for entry in members]),
-        peak_mib=_mean([entry.result.metrics.get("memory/peak_mib") for entry in members]),
+        # 0 is the clock and the memory of a run that did not train.
+        fit_s=_mean([entry.result.timings.get("fit_s") for entry in members]) or None,
+        peak_mib=_mean([entry.result.metrics.get("memory/peak_mib") for entry in members]) or None,
         is_baseline=is_baseline,
         further=tuple(column.of_runs([entry.result for entry in members]) for column in columns),
     )

@@ -113,7 +113,7 @@ def corruption(kind: str, severity: int) -> Callable[[Tensor, Generator], Tensor
     if kind not in CORRUPTIONS:
         near = nearest_name(str(kind), CORRUPTIONS)
         raise ConfigError(f"There is no corruption {kind!r}.{near} Corruptions: {', '.join(CORRUPTIONS)}.")
-    if severity not in SEVERITIES:
+    if severity not in SEVERITIES or not isinstance(severity, int):
         raise ConfigError(f"The severity of a corruption is a whole number from 1 to 5, but got {severity!r}.")
     function = CORRUPTIONS[kind]
     return lambda x, generator: function(x, severity, generator)

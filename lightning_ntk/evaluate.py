@@ -42,6 +42,8 @@ OF_TRAINING = {
     "test_checkpoint": "use checkpoint=best or checkpoint=last",
     "method.lr": "leave it out",
 }
+# What a run was told of the place and the split of its own data.
+OF_ONE_DATA_SET = {"data.root", "data.split_file"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -124,8 +126,11 @@ def evaluation_config(checkpoint: Checkpoint, overrides: list[str], config_folde
     for key in keys:
         if key in of_training:
             raise ConfigError(f"{key}= belongs to training, which is over: {of_training[key]}.")
-    # An experiment is a setting of the data, too.
-    inherited = [o for o in checkpoint.settings(overrides) if not ("data" in keys and key_of(o) == "experiment")]
+    # An experiment is a setting of the data, too; and where the run's data lie says nothing of others.
+    asked = last_value(overrides, "data")
+    left = {"experiment"} if "data" in keys else set()
+    left |= OF_ONE_DATA_SET if asked not in (None, checkpoint.config["choices"]["data"]) else set()
+    inherited = [o for o in checkpoint.settings(overrides) if key_of(o) not in left]
     composed = compose_config("train", overrides, config_folder or checkpoint.config_folder, inherited)
     trained = OmegaConf.create(checkpoint.config)
     if any(key in ("method", "network") or key.startswith("network.") for key in keys):

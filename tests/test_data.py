@@ -149,7 +149,7 @@ def test_images_that_splits_share_are_found_and_the_picture_is_drawn(images, cap
     assert output.err == "lightning-ntk: 1 thing is wrong with data=image_folder, listed above.\n"
     assert Path("seen/episodes.png").exists()
     allowed, output = survey(capsys, *FOLDER, "data.allow_shared_images=true")
-    note = f"{content['findings'][0]} data.allow_shared_images=true allows it."
+    note = f"{content['findings'][0]} (Allowed here, by data.allow_shared_images.)"
     assert (allowed["findings"], allowed["notes"]) == ([], [note])
     assert f"Not wrong, but to be known:\n{note}\n" in output.out
 

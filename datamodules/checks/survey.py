@@ -48,7 +48,7 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shar
         survey.findings += shared_classes(splits)
         shared = map(str, shared_images(splits))
         if allow_shared_images:
-            survey.notes += (f"{line} data.allow_shared_images=true allows it." for line in shared)
+            survey.notes += (f"{line} (Allowed here, by data.allow_shared_images.)" for line in shared)
         else:
             survey.findings += shared
         survey.notes += _shared_within(splits)

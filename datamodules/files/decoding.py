@@ -57,6 +57,11 @@ def decode(item: Item, form: Format) -> np.ndarray:
         encoded = item.source if isinstance(item.source, Path) else io.BytesIO(item.source)
         with Image.open(encoded) as image:
             return to_pixels(image, item, form)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"Image {item.source} is not there: the data set is not whole, or the name is a link to nothing. Put it "
+            "back, or remove what names it."
+        ) from error
     except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
         name = item.source if isinstance(item.source, Path) else item.name
         raise DataError(f"Image {name} cannot be read ({error}). Replace or remove it.") from error

@@ -39,18 +39,27 @@ class ClassSplit:
         known = set(known)
         for name in (name for names in self.classes.values() for name in names):
             if name not in known:
+                if self.file.parent == conf_folder() / "splits":
+                    raise DataError(
+                        f"Class {name!r} of the published split {self.file.stem} is no {where}: something is missing "
+                        "there, or it was unpacked into another folder."
+                    )
                 near = nearest_name(name, known)
                 if _composed(name) in map(_composed, known):
                     near = " One of the same look is there, with its accents in other code points: copy its name."
                 raise DataError(f"data.split_file={self.file} names class {name!r}, which is no {where}.{near}")
 
-    def check_images(self, split: str, count: int, where: object) -> None:
-        """Raise `DataError` unless a split has the number of images that the file says, if it does."""
+    def check_images(self, split: str, count: int, where: object, *, may_be_own: bool = True) -> None:
+        """Raise `DataError` unless a split has the number of images that the file says, if it does.
+
+        `may_be_own`: whether the data set takes other split files.
+        """
+        own = ", or give a split file of your own (data.split_file=FILE.csv with the header split,class)"
         if count != self.images.get(split, count):
             raise DataError(
                 f"{where} has {count} images of the classes that {self.file.stem} names for {split}, but "
-                f"{self.images[split]} are published: something is missing or too much. Get it again, or give a split "
-                "file of your own (data.split_file=FILE.csv with the header split,class)."
+                f"{self.images[split]} are published: something is missing or too much. Get it "
+                f"again{own if may_be_own else ''}."
             )
 
 

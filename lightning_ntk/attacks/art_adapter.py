@@ -62,7 +62,13 @@ def art_attack(
         try:
             found = attack.generate(x=x.float().cpu().numpy(), y=one_hot)
         except ModuleNotFoundError as error:  # Some of ART's attacks import what ART does not require.
-            raise MissingDependencyError(f"{key} needs {error.name}. Install it with: {INSTALL_LINE}") from error
+            raise MissingDependencyError(
+                f"{key} needs {error.name}. Install it with: pip install {error.name}"
+            ) from error
+        except Exception as error:  # Of any type, where an attack is for other models or images than these.
+            raise ConfigError(f"{key}: {settings['_target_']} failed, {type(error).__name__}: {error}") from error
+    if not isinstance(found, np.ndarray) or found.shape != x.shape:
+        raise ConfigError(f"{key}: {settings['_target_']} gives no image for each image, as an evasion attack does.")
     images = torch.from_numpy(found).to(x).clamp(0, 1)
     asked = -(-network.asked // len(x))
     return Attacked(images, evaluate(predict, images), torch.full_like(y, asked))
@@ -102,8 +108,10 @@ def build(
         config = OmegaConf.merge({"verbose": False}, config)
     try:
         attack = instantiate(config, key, kind, **{name: estimator})
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{key}: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # Of any type: a setting that lacks or is refused, another kind of model.
+        raise ConfigError(f"{key}: {type(error).__name__}: {error}") from error
     if target.__name__ in ALWAYS_TARGETED:
         raise ConfigError(
             f"{key}._target_={config['_target_']} only aims at a class, but attacks here avoid the true one."

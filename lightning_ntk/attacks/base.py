@@ -60,6 +60,9 @@ def check_images(x: Tensor, y: Tensor) -> None:
             f"An attack needs float images [*batch, channels, height, width] and labels [*batch], but got {x.dtype} "
             f"{list(x.shape)} and {list(y.shape)}."
         )
+    if y.dtype != torch.int64 or not y.numel() or y.min() < 0:
+        what = "none" if not y.numel() else f"labels of {y.dtype} from {y.min()}"
+        raise DataError(f"An attack needs images, and an int64 label from 0 on for each, but got {what}.")
     low, high = x.aminmax()
     if not (low >= 0 and high <= 1):
         raise DataError(
@@ -78,9 +81,10 @@ def check_eps(eps: float | Tensor, key: str = "eps", most: float = 1.0) -> None:
     """Raise `ConfigError` naming the key unless the size of a perturbation lies in [0, most]; a tensor has one each."""
     sizes = eps.flatten().tolist() if isinstance(eps, Tensor) else [eps]
     for size in sizes:
-        if isinstance(size, bool) or not (0 <= size <= most and math.isfinite(size)):
+        is_number = isinstance(size, int | float) and not isinstance(size, bool)
+        if not (is_number and 0 <= size <= most and math.isfinite(size)):
             bound = f"from 0 to {most:g}" if math.isfinite(most) else "finite and at least 0"
-            raise ConfigError(f"{key} must be {bound} in units of images in [0, 1], but got {size}.")
+            raise ConfigError(f"{key} must be {bound} in units of images in [0, 1], but got {size!r}.")
 
 
 def check_steps(steps: int, key: str = "steps") -> None:

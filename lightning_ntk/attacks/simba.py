@@ -69,6 +69,11 @@ def simba(
     count, vectors = _basis(basis, x, frequencies)
     batch, image = x.shape[:-3], x.shape[-3:]
     order = _orders(batch, count, directions, generator) if order is None else order
+    if order.shape[:-1] != batch or not (order.min() >= 0 and order.max() < count):
+        raise ConfigError(
+            f"order must hold numbers of directions, from 0 to {count - 1}, for each image, {[*batch]} + [directions], "
+            f"but is {list(order.shape)} from {order.min()} to {order.max()}."
+        )
     order = order.to(x.device).flatten(0, -2)
 
     # An image in play is asked about alone, unless the predictor needs its batch, or its task's place in one.

@@ -33,7 +33,7 @@ class Suite:
     Attributes:
         attacks: some of NAMES.
         linf_eps: of fgsm, pgd_linf and noise. l2_eps: of pgd_l2.
-        steps: of PGD. step_size: of pgd_linf and of the attack through the adaptation; see `step_of`.
+        steps: of PGD. step_size: of pgd_linf and of the attack through the adaptation; None: `white_box.linf_step`.
         loss: of FGSM and PGD. simba_loss: of SimBA, to which the true class's probability is "log_odds".
         simba_step, simba_directions, simba_frequencies: SimBA's `step`, `directions` and `frequencies`.
         coupled: whether a predictor's outputs depend on the rest of the batch.
@@ -86,14 +86,7 @@ class Suite:
 
     def pgd_linf(self, eps: float, predict: Predictor, x: Tensor, y: Tensor, seed: int) -> Attacked:
         """PGD with these settings."""
-        return pgd_linf(predict, x, y, eps, step_size=self.step_of(eps), **self._pgd(seed))
-
-    def step_of(self, eps: float) -> float:
-        """`step_size`; or, where it is None, the paper's 2/255, and 2.5 eps / steps where 2/255 cannot cross the cube.
-
-        A random start may lie 2 eps from where an image has to go, which 20 steps of 2/255 reach up to eps = 20/255.
-        """
-        return min(max(2 / 255, 2.5 * eps / self.steps), 1.0) if self.step_size is None else self.step_size
+        return pgd_linf(predict, x, y, eps, step_size=self.step_size, **self._pgd(seed))
 
     def pgd_l2(self, eps: float | Tensor, predict: Predictor, x: Tensor, y: Tensor, seed: int) -> Attacked:
         """PGD with these settings; eps may be a tensor, one for each image."""
@@ -102,7 +95,7 @@ class Suite:
     def pgd_through_adaptation(self, eps: float, adapt: Adapt, episode: Episode, start: Tensor) -> Attacked:
         """PGD on a task's support, seen through the adaptation, from where another attack has left it."""
         task = (episode.support_x, episode.support_y, episode.query_x, episode.query_y)
-        return pgd_through_adaptation(adapt, *task, eps, steps=self.steps, step_size=self.step_of(eps), start=start)
+        return pgd_through_adaptation(adapt, *task, eps, steps=self.steps, step_size=self.step_size, start=start)
 
     def _pgd(self, seed: int) -> dict[str, Any]:
         keep = "task" if self.coupled else "image"

@@ -7,10 +7,12 @@ from torch import Tensor
 
 from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps
 from lightning_ntk.attacks.losses import attack_loss, margin
-from lightning_ntk.attacks.white_box import input_gradient
+from lightning_ntk.attacks.white_box import input_gradient, linf_step
 
 # Adapts to support images [n, channels, height, width] with labels [n]; passes gradients on to the images.
 Adapt = Callable[[Tensor, Tensor], Predictor]
+
+REMEDY = "A method whose adaptation passes gradients on (`adapts_differentiably`) has one."
 
 
 def pgd_through_adaptation(
@@ -22,7 +24,7 @@ def pgd_through_adaptation(
     eps: float,
     *,
     steps: int = 20,
-    step_size: float = 2 / 255,
+    step_size: float | None = None,
     loss: str = "mistakes",
     start: Tensor | None = None,
 ) -> Attacked:
@@ -52,8 +54,9 @@ def pgd_through_adaptation(
     """
     check_images(support_x, support_y)
     check_eps(eps)
-    check_eps(step_size, "step_size")
     check_steps(steps)
+    step_size = linf_step(eps, steps) if step_size is None else step_size
+    check_eps(step_size, "step_size")
     score = mistakes if loss == "mistakes" else attack_loss(loss)
 
     def predict(images: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def pgd_through_adaptation(
 
     images, most, kept = support_x if start is None else start, None, None
     for _ in range(steps + 1):
-        gradient, found = input_gradient(predict, images, query_y, score)
+        gradient, found = input_gradient(predict, images, query_y, score, REMEDY)
         harm = ((found.outputs.argmax(-1) != query_y).sum().item(), found.losses.sum().item())
         if most is None or harm > most:
             most, kept = harm, found

@@ -32,6 +32,9 @@ Keep = Literal["image", "task", "last"]
 KEEP = ("image", "task", "last")
 
 SMALLEST_NORM = 1e-12
+WITHOUT_GRADIENT = (
+    "Mend the predictor, or use an attack without gradients: simba_pixel or simba_dct in callbacks.adversarial.attacks."
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def pgd_linf(
     eps: float | Tensor,
     *,
     steps: int = 20,
-    step_size: float = 2 / 255,
+    step_size: float | Tensor | None = None,
     generator: torch.Generator | None = None,
     loss: str = "margin",
     keep: Keep = "image",
@@ -79,6 +82,7 @@ def pgd_linf(
 
     Args:
         predict, x, y, eps, loss: see `fgsm`.
+        step_size: None means `linf_step(eps, steps)`.
         generator: draws the start, uniform in the cube; None starts at x.
         keep: "image" or "task" returns the iterate, start included, with most mistakes and then the largest loss;
             "task" decides it for the images of a task together, as a predictor that couples them needs. "last" returns
@@ -89,17 +93,30 @@ def pgd_linf(
     """
     check_images(x, y)
     check_eps(eps)
+    check_steps(steps)
+    step_size = linf_step(eps, steps) if step_size is None else step_size
     check_eps(step_size, "step_size")
-    size = per_image(eps, x)
+    size, length = per_image(eps, x), per_image(step_size, x)
 
     def project(images: Tensor) -> Tensor:
         return (x + (images - x).clamp(-size, size)).clamp(0, 1)
 
     def step(images: Tensor, gradient: Tensor) -> Tensor:
-        return project(images + step_size * gradient.sign())
+        return project(images + length * gradient.sign())
 
     start = x if generator is None else (x + size * random_cube(x, generator)).clamp(0, 1)
     return _ascend(predict, start, y, step, steps, attack_loss(loss), keep)
+
+
+def linf_step(eps: float | Tensor, steps: int) -> float | Tensor:
+    """2/255 (Zhou et al. 2021), and 2.5 eps / steps where steps of 2/255 cannot cross the cube.
+
+    A random start may lie 2 eps from where an image has to go, which 20 steps of 2/255 reach up to eps = 20/255.
+    """
+    crossing = 2.5 * eps / steps
+    if isinstance(crossing, Tensor):
+        return crossing.clamp(2 / 255, 1)
+    return min(max(2 / 255, crossing), 1.0)
 
 
 def pgd_l2(
@@ -141,10 +158,13 @@ def pgd_l2(
     return _ascend(predict, start, y, step, steps, attack_loss(loss), keep)
 
 
-def input_gradient(predict: Predictor, x: Tensor, y: Tensor, loss: AttackLoss) -> tuple[Tensor, Iterate]:
+def input_gradient(
+    predict: Predictor, x: Tensor, y: Tensor, loss: AttackLoss, remedy: str = WITHOUT_GRADIENT
+) -> tuple[Tensor, Iterate]:
     """The gradient of the summed loss in the images, and the images with outputs and losses: one pass each way.
 
-    No parameter receives a gradient. A number that is not finite counts as 0 in the gradient.
+    No parameter receives a gradient. A number that is not finite counts as 0 in the gradient. `remedy`: what to do
+    where there is none, for the error.
 
     Raises:
         ConfigError: the predictor's outputs do not depend differentiably on its input.
@@ -159,8 +179,7 @@ def input_gradient(predict: Predictor, x: Tensor, y: Tensor, loss: AttackLoss) -
     if gradient is None:
         raise ConfigError(
             "This attack needs the gradient of the predictor in its input, but the predictor's outputs do not depend "
-            "differentiably on it (is there a detach, a rounding or an inference mode inside?). Mend the predictor, or "
-            "use an attack without gradients: simba_pixel or simba_dct in callbacks.adversarial.attacks."
+            f"differentiably on it (is there a detach, a rounding or an inference mode inside?). {remedy}"
         )
     gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return gradient, Iterate(x.detach(), outputs.detach(), losses.detach())
@@ -221,7 +240,8 @@ def _worse(kept: Iterate | None, new: Iterate, y: Tensor, keep: Keep) -> Iterate
 
 def _badness(iterate: Iterate, y: Tensor, keep: Keep) -> tuple[Tensor, Tensor]:
     """Mistakes and losses, of each image or (as the same number for each of its images) of each task."""
-    wrong = (iterate.outputs.argmax(-1) != y).to(iterate.losses.dtype)
+    answered = iterate.outputs.isfinite().all(-1)  # What is no number is no right answer.
+    wrong = (~answered | (iterate.outputs.argmax(-1) != y)).to(iterate.losses.dtype)
     if keep == "image":
         return wrong, iterate.losses
     return wrong.mean(-1, keepdim=True).expand_as(wrong), iterate.losses.mean(-1, keepdim=True).expand_as(wrong)

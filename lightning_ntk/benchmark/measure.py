@@ -74,7 +74,7 @@ def interleave(works: Sequence[Work], repeats: int, limit_s: float, device: str,
                 reported = once(work, device) * work.tasks
                 # A work in another process may report the seconds of no more than a part of what it does.
                 last = max(reported, time.perf_counter() - started)
-            rounds[work.name] = max(1, min(repeats, int(limit_s / max(last, 1e-9))))
+            rounds[work.name] = max(1, int(min(repeats, limit_s / max(last, 1e-9))))
         except FAILURES as error:
             timings[work.name].note = f"not measured: {type(error).__name__}: {first_line(error)}"
     ready = [work for work in works if work.name in rounds]

@@ -50,6 +50,8 @@ def table_cells(table: Table, product_gflops: float | None) -> tuple[list[str], 
     """Header and body of a table; columns without a number are left out."""
     reference = next((row for row in table.rows if row.work == table.reference), Row(table.reference))
     columns = {
+        # Of works that take turns the ratios count; a training's seconds are what it is read for.
+        "s": lambda row: _number(row.seconds, 1, ".1f") if table.name == "runs" else "",
         f"over {table.reference}": lambda row: _ratio(row),
         "operations over it": lambda row: _number(row.gflop, reference.gflop, ".2f"),
         "GFLOP": lambda row: _number(row.gflop, 1, ".2f"),
@@ -87,12 +89,18 @@ def markdown(result: Result) -> str:
     parts += ["## Figures", _grid(*figure_cells(result.figures))] if result.figures else []
     for table in result.tables:
         parts += [f"## {table.title}", _grid(*table_cells(table, result.machine["product_gflops"]))]
-    return "\n\n".join([*parts, EXPLANATION]) + "\n"
+    parts += [] if result.settings.runs is not None else [EXPLANATION]
+    return "\n\n".join(parts) + "\n"
 
 
 def _grid(header: list[str], body: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 2) + ["---"], *body]
+    lines = [header, ["---" if _is_text(header, number) else "---:" for number in range(len(header))], *body]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _is_text(header: list[str], number: int) -> bool:
+    """Whether a column holds words, not numbers."""
+    return number == 0 or header[number] == "note"
 
 
 def settings_in_words(settings: Settings) -> str:
@@ -105,7 +113,8 @@ def settings_in_words(settings: Settings) -> str:
     network, pooling = f"Conv4 with {settings.filters} filters, ", ", 2x2 pooling"
     if set(settings.tables) == {"resnet12"}:
         network, pooling = "", ""
-    words = f"{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, {network}"
+    tasks = f"{settings.tasks} tasks a step, " if settings.tasks > 1 else ""
+    words = f"{tasks}{settings.ways}-way {settings.shots}-shot, {settings.queries} queries a class, {network}"
     channels, height, width = settings.image_shape
     words += f"{height}x{width}x{channels}{pooling}, float32 without TF32, {settings.device}"
     return f"{words}; {rounds}"
@@ -121,7 +130,7 @@ def show(result: Result) -> None:
     for title, header, body in grids:
         grid = RichTable(title=title, title_justify="left")
         for number, name in enumerate(header):
-            grid.add_column(name, justify="left" if number in (0, len(header) - 1) else "right")
+            grid.add_column(name, justify="left" if _is_text(header, number) else "right")
         for line in body:
             grid.add_row(*line)
         console.print(grid)

@@ -41,7 +41,8 @@ tables and writes benchmark.md and benchmark.json. `make peers` installs neural-
   tasks=              tasks of a meta-step; default 1 on a CPU, 16 on a GPU
   threads=            CPU threads; default all
   peers=              the Python that has neural-tangents; default .venv-peers, as `make peers` makes it; none: without
-  out=                folder of the results; default ./runs/benchmark
+  out=                folder of the results, which are written over; default ./runs/benchmark, and with --quick or
+                      runs= ./runs/benchmark_quick and ./runs/benchmark_runs
   ways=5 shots=5 queries=15 image_size=84 channels=3 filters=32 seed=0
                       the problem: queries a class, images (1 channel: grey), Conv4's filters
   runs=FOLDER         compare finished trainings instead: seconds of training to a validation accuracy
@@ -104,6 +105,8 @@ QUICK = {
 # Smallest values of the whole numbers.
 LEAST = {"repeats": 1, "tasks": 1, "threads": 1, "ways": 2, "shots": 1, "queries": 1, "image_size": 16}
 LEAST |= {"channels": 1, "filters": 1}
+# And the largest, for what takes them.
+MOST = 2**31 - 1
 
 
 def help_page() -> str:
@@ -125,7 +128,9 @@ def parse_settings(words: Sequence[str]) -> Settings:
         if word == "--quick":
             given["quick"] = True
         elif word.startswith("-"):
-            raise ConfigError(f"There is no option {word}.{nearest_name(word, ['--quick', '--help'])}")
+            bare = word.lstrip("-").partition("=")[0]
+            near = f" Write {word.lstrip('-')}." if bare in names else nearest_name(word, ["--quick", "--help"])
+            raise ConfigError(f"There is no option {word}.{near}")
         elif key not in names:
             raise ConfigError(f"benchmark has no setting {key!r}.{nearest_name(key, names)} See --help.")
         elif not has_value or not text:
@@ -134,6 +139,9 @@ def parse_settings(words: Sequence[str]) -> Settings:
             given[key] = _value(key, text)
     tasks = {"tasks": 16} if given.get("device") == "cuda" and not given.get("quick") else {}
     settings = Settings(**{**tasks, **(QUICK if given.get("quick") else {}), **given})
+    if "out" not in given and (settings.runs is not None or settings.quick):
+        kind = "quick" if settings.runs is None else "runs"
+        settings = dataclasses.replace(settings, out=settings.out.with_name(f"{settings.out.name}_{kind}"))
     if "level" in given and settings.runs is None:
         raise ConfigError("level= is read off finished runs: name their folder too, runs=FOLDER level=0.7.")
     if settings.filters % 8 and {"norms", "compiled"} & {*settings.tables} and "group" in settings.norms:
@@ -175,6 +183,6 @@ def _number(key: str, text: str) -> float | int:
             raise ConfigError(f"{key} must be {kind}, but got {text!r}.")
         return value
     least = LEAST.get(key, 0)
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"{key} must be a whole number of at least {least}, but got {text!r}.")
+    if not text.isdecimal() or not least <= int(text) <= MOST:
+        raise ConfigError(f"{key} must be a whole number of at least {least} (and at most {MOST}), but got {text!r}.")
     return int(text)

@@ -68,8 +68,7 @@ def steps_table(settings: Settings, report: Report, norm: str = "none") -> Table
     if settings.device == "cpu":
         names += steps.LAST.values()
     works = [steps.make_step(name, problem) for name in names]
-    repeats = 1 if norm == "batch" else settings.repeats
-    timings = interleave(works, repeats, settings.limit_s, settings.device, report)
+    timings = interleave(works, settings.repeats, settings.limit_s, settings.device, report)
     # Counting takes a step longer than timing does, and the norms are there as information.
     counts = count_all(works, report) if norm == "none" else {}
     rows = timed_rows(works, timings, steps.PASS, counts)

@@ -66,7 +66,14 @@ def compare_tasks(paths: Sequence[Path], baseline: str | None = None, out: Path 
 def task_names(tasks: Sequence[dict[str, Any]]) -> list[str]:
     """A name for each task from the settings in which they differ; numbered where those are the same."""
     keys = dict.fromkeys(key for task in tasks for key in task)
-    differing = [key for key in keys if len({json.dumps(task.get(key)) for task in tasks}) > 1]
+    differing: list[str] = []
+    for key in keys:
+        named = [json.dumps([task.get(other) for other in differing]) for task in tasks]
+        values = [json.dumps(task.get(key)) for task in tasks]
+        # What follows from the settings before it, as a split does from its data set, says nothing more.
+        follows = bool(differing) and len(set(zip(named, values, strict=True))) == len(set(named))
+        if len(set(values)) > 1 and (key in COUNTED or not follows):
+            differing.append(key)
     names = []
     for task in tasks:
         parts = [(key, task[key]) for key in differing if task.get(key) is not None]

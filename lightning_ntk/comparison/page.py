@@ -52,8 +52,10 @@ def summary_html(rows: Sequence[Row], metric: str, columns: Sequence[Column]) ->
     """Who leads in what: one tile for each measurement in which runs differ."""
     _, body = cells(rows, metric, columns)
     first = 3 if has_baseline(rows) else 2  # Cells before the further columns: name, score and perhaps the difference.
-    runs = [k for k, row in enumerate(rows) if row.runs == 1]
-    tiles = [("highest accuracy, %" if metric == "accuracy" else "lowest mean squared error", runs[0], 1)]
+    runs = [k for k, row in enumerate(rows) if not row.in_mean]  # Means, and runs that are in none.
+    sign, title = (1, "highest accuracy, %") if metric == "accuracy" else (-1, "lowest mean squared error")
+    scored = [k for k in runs if math.isfinite(rows[k].score)] or runs
+    tiles = [(title, max(scored, key=lambda k: sign * rows[k].score), 1)]
     for place, column in enumerate(columns):
         lead = [k for k in runs if rows[k].further[place][0] is not None]
         if lead and column.percent:

@@ -83,9 +83,10 @@ def cells(rows: Sequence[Row], metric: str, columns: Sequence[Column] = ()) -> t
 
 def score_cell(metric: str, value: float, half_width: float, sign: str = "") -> str:
     """A score, or with sign "+" a difference of scores, with its interval."""
+    # Rounded first, and 0.0 added: what rounds to 0 has no sign of its own.
     if metric == "accuracy":
-        return f"{100 * value:{sign}.2f} ± {100 * half_width:.2f}"
-    return f"{value:{sign}.4f} ± {half_width:.4f}"
+        return f"{round(100 * value, 2) + 0.0:{sign}.2f} ± {100 * half_width:.2f}"
+    return f"{round(value, 4) + 0.0:{sign}.4f} ± {half_width:.4f}"
 
 
 def difference_cell(metric: str, row: Row) -> str:

@@ -94,7 +94,7 @@ def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:
     for signature in _signatures(function):
         try:
             hints = typing.get_type_hints(signature) | hints
-        except NameError:  # Annotations for a type checker's eyes only.
+        except (NameError, TypeError):  # Annotations for a type checker's eyes only.
             continue
     for name, value in settings.items():
         if name in hints and not _matches(value, hints[name]):

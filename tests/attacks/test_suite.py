@@ -5,7 +5,7 @@ from attacked_models import generator, images, linear_model, smooth_network
 from lightning_ntk.attacks.losses import margin
 from lightning_ntk.attacks.simba import simba
 from lightning_ntk.attacks.suite import Suite, parse_sizes
-from lightning_ntk.attacks.white_box import fgsm, pgd_l2
+from lightning_ntk.attacks.white_box import fgsm, linf_step, pgd_l2
 from lightning_ntk.errors import ConfigError
 
 
@@ -35,8 +35,9 @@ def test_pgd_crosses_the_cube_from_any_start():
         assert torch.allclose(suite.pgd_linf(eps, predict, x, y, 3).outputs, best.outputs, atol=1e-5)
     short = Suite(step_size=2 / 255).pgd_linf(32 / 255, predict, x, y, 3)
     assert (margin(short.outputs, y) < margin(fgsm(predict, x, y, 32 / 255).outputs, y) - 0.01).all()
-    assert [suite.step_of(eps) for eps in (2 / 255, 16 / 255, 32 / 255)] == [2 / 255, 2 / 255, 4 / 255]
-    assert Suite(steps=1).step_of(1.0) == 1.0
+    assert [linf_step(eps, 20) for eps in (2 / 255, 16 / 255, 32 / 255)] == [2 / 255, 2 / 255, 4 / 255]
+    assert linf_step(1.0, 1) == 1.0
+    assert torch.allclose(linf_step(torch.tensor([2 / 255, 32 / 255]), 20), torch.tensor([2 / 255, 4 / 255]))
 
 
 def test_sizes_are_numbers_or_quotients():

@@ -136,7 +136,7 @@ def test_each_file_is_unpickled_once_a_split(tmp_path, monkeypatch):
 
 def test_missing_entries_files_and_malicious_ones_are_named(tmp_path):
     write(tmp_path / "data")
-    with pytest.raises(DataError, match=r"cifar_fs\.csv names class '\w+', which is no fine label"):
+    with pytest.raises(DataError, match=r"Class '\w+' of the published split cifar_fs is no fine label"):
         make(tmp_path, split_file=None).class_splits()
     (tmp_path / "data" / FOLDER / "test").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
     with pytest.raises(DataError, match=r"test cannot be read \(it asks for os\.system"):

@@ -115,7 +115,7 @@ def test_a_pickle_of_other_content_is_named(tmp_path, change, message):
 def test_bad_lists_and_missing_images_are_named(tmp_path):
     write_lists(tmp_path / "data")
     (tmp_path / "data" / "images" / "n0400000001.jpg").unlink()
-    with pytest.raises(DataError, match=r"n0400000001\.jpg cannot be read"):
+    with pytest.raises(DataError, match=r"n0400000001\.jpg is not there: the data set is not whole"):
         make(tmp_path).class_splits()
     (tmp_path / "data" / "train.csv").write_text("file,class\na,b\n")
     with pytest.raises(DataError, match=r'train\.csv must be a CSV file with the header "filename,label"'):

@@ -129,7 +129,7 @@ def test_missing_data_shows_the_tree_and_the_way_to_get_it(tmp_path):
 
 def test_missing_drawings_and_characters_are_named(tmp_path):
     write_alphabets(tmp_path / "data", FULL)
-    with pytest.raises(DataError, match=r"omniglot_vinyals\.csv names class .*which is no character of"):
+    with pytest.raises(DataError, match=r"Class .* of the published split omniglot_vinyals is no character of"):
         make(tmp_path).class_splits()
     own = split_file(tmp_path)
     text = "# images: train 10\n" + (tmp_path / "own.csv").read_text()

@@ -160,7 +160,9 @@ def test_what_is_missing_is_fetched_on_request_and_once(tmp_path, monkeypatch):
 
 def test_the_default_root_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_NTK_DATA", str(tmp_path / "sets"))
-    with pytest.raises(DataError, match=rf"data\.root={tmp_path}/sets/omniglot has no images_background"):
+    with pytest.raises(
+        DataError, match=rf"data\.root={tmp_path}/sets/omniglot \(there is no such folder\) has no images"
+    ):
         Omniglot().class_splits()
 
 

@@ -60,7 +60,7 @@ def test_the_second_start_reads_no_archive(root, monkeypatch):
 
 
 def test_what_is_missing_or_spoilt_is_named(root):
-    with pytest.raises(DataError, match=r"tiny_imagenet\.csv names class 'n\d+', which is no class of"):
+    with pytest.raises(DataError, match=r"Class 'n\d+' of the published split tiny_imagenet is no class of"):
         make(root, split_file=None).class_splits()
     (root / "data" / FOLDER / "test" / "n05" / "n05_1.JPEG").write_bytes(b"")
     with pytest.raises(DataError, match=r"n05_1\.JPEG cannot be read"):
