@@ -193,7 +193,8 @@ class ProbeCallback(pl.Callback):
         if not isinstance(measured, dict):
             raise ConfigError(f"{type(self).__name__}.probe must return numbers by name, but returned {measured!r}.")
         for name, value in measured.items():
-            is_number = isinstance(value, numbers.Real | np.ndarray | Tensor) and np.size(value) == 1
+            is_one = isinstance(value, np.ndarray | Tensor) and math.prod(value.shape) == 1
+            is_number = isinstance(value, numbers.Real) or is_one
             if not (is_number or isinstance(value, list)):
                 raise ConfigError(
                     f"{type(self).__name__}.probe must return a number or a list for {name}, but returned {value!r}."

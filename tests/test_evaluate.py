@@ -12,7 +12,7 @@ from PIL import Image
 from test_train import TINY, TINY_SINE, run
 
 from lightning_ntk import evaluate, train
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, DataError
 from lightning_ntk.evaluate import evaluation_name
 from lightning_ntk.running.results import read_results
 
@@ -138,6 +138,22 @@ def test_other_data_leave_the_settings_behind_that_they_do_not_have(tmp_path):
     evaluate.main(["run=other", "data=glyphs", "name=glyphs"])
     result = read_results(Path("other/evaluations/glyphs"))
     assert (result.data, result.task["ways"], len(result.episodes["test/accuracy"])) == ("glyphs", 3, 5)
+
+
+def test_where_the_runs_data_lie_says_nothing_of_others(tmp_path, monkeypatch):
+    write_images(tmp_path / "images")
+    split = "\n".join(
+        ["split,class", *(f"train,train/{k}" for k in range(4)), *(f"test,test/{k}" for k in range(4, 8))]
+    )
+    (tmp_path / "own.csv").write_text(split)
+    of_images = [f"data.root={tmp_path / 'images'}", f"data.split_file={tmp_path / 'own.csv'}"]
+    images = ["data=image_folder", *of_images, "data.image_size=28", "data.channels=1"]
+    run(*TINY, *images, "data.queries=2", "network.filters=8", "data.ways=3")
+    monkeypatch.setenv("LIGHTNING_NTK_DATA", str(tmp_path / "sets"))
+    message = r"data\.root=.*/cifar_100 \(there is no such folder\) has no cifar-100-python"
+    with pytest.raises(DataError, match=message):
+        evaluate.main(["run=run", "data=cifar_fs", "data.image_size=28", "data.channels=1"])
+    assert evaluated("data=image_folder").config["data"]["split_file"] == str(tmp_path / "own.csv")
 
 
 def test_the_recipe_of_the_data_asked_for_changes_nothing_of_what_was_trained(tmp_path):

@@ -184,5 +184,6 @@ def _number(key: str, text: str) -> float | int:
         return value
     least = LEAST.get(key, 0)
     if not text.isdecimal() or not least <= int(text) <= MOST:
-        raise ConfigError(f"{key} must be a whole number of at least {least} (and at most {MOST}), but got {text!r}.")
+        bound = f"at most {MOST}" if text.isdecimal() and int(text) > MOST else f"at least {least}"
+        raise ConfigError(f"{key} must be a whole number of {bound}, but got {text!r}.")
     return int(text)

@@ -45,6 +45,14 @@ def test_arts_pgd_through_the_adapter_is_our_pgd():
     assert (theirs.outputs.argmax(-1) == y).float().mean() < 0.9
 
 
+@pytest.mark.parametrize("name", ["ProjectedGradientDescent", "ProjectedGradientDescentNumpy"])
+def test_arts_other_forms_of_pgd_are_taken(name):
+    network = smooth_network()
+    x, y = labelled(network, 3)
+    settings = {"_target_": f"art.attacks.evasion.{name}", "eps": 0.1, "max_iter": 3}
+    assert (art_attack(network, x, y, settings, outputs=4, generator=generator()).images - x).abs().max() <= 0.1 + 1e-6
+
+
 def test_square_finds_something_counts_and_leaves_everything_as_it_was():
     network = smooth_network()
     x, y = labelled(network)
@@ -91,6 +99,13 @@ def test_arts_backward_reaches_no_parameter_of_an_adapted_model():
             "BoundaryAttack is targeted .* Set art.square.targeted=false",
         ),
         ({"_target_": "art.attacks.evasion.SaliencyMapMethod"}, "only aims at a class"),
+        ({"_target_": "art.attacks.evasion.ShadowAttack"}, "ShadowAttack failed, ValueError: .*single sample"),
+        ({"_target_": "art.attacks.evasion.FeatureAdversariesPyTorch"}, "art.square: TypeError: .*delta"),
+        ({"_target_": "art.attacks.evasion.DPatch"}, "art.square: EstimatorError"),
+        (
+            {"_target_": "art.attacks.evasion.AdversarialPatchNumpy", "targeted": False, "max_iter": 1},
+            "gives no image for each image",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

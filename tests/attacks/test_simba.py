@@ -216,3 +216,10 @@ def test_bounds_are_kept_and_the_generator_alone_decides(basis):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         simba(smooth_network(), images(2), torch.tensor([0, 1]), **{"generator": generator(), **settings})
+
+
+@pytest.mark.parametrize("order", [torch.zeros(3, 2), torch.full((6, 2), 10**6), torch.full((6, 2), -1)])
+def test_an_order_of_other_images_or_directions_is_refused(order):
+    network, x = smooth_network(), images(6)
+    with pytest.raises(ConfigError, match="order must hold numbers of directions"):
+        simba(network, x, network(x).argmax(-1), order=order.long())

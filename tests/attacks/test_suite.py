@@ -5,7 +5,7 @@ from attacked_models import generator, images, linear_model, smooth_network
 from lightning_ntk.attacks.losses import margin
 from lightning_ntk.attacks.simba import simba
 from lightning_ntk.attacks.suite import Suite, parse_sizes
-from lightning_ntk.attacks.white_box import fgsm, linf_step, pgd_l2
+from lightning_ntk.attacks.white_box import fgsm, linf_step, pgd_l2, pgd_linf
 from lightning_ntk.errors import ConfigError
 
 
@@ -38,6 +38,20 @@ def test_pgd_crosses_the_cube_from_any_start():
     assert [linf_step(eps, 20) for eps in (2 / 255, 16 / 255, 32 / 255)] == [2 / 255, 2 / 255, 4 / 255]
     assert linf_step(1.0, 1) == 1.0
     assert torch.allclose(linf_step(torch.tensor([2 / 255, 32 / 255]), 20), torch.tensor([2 / 255, 4 / 255]))
+
+
+def test_pgd_on_its_own_crosses_the_cube_too():
+    weights, x = torch.randn(1, 4, 4, generator=generator(1)), torch.full((6, 1, 4, 4), 0.5)
+    predict, y = linear_model(weights, bias=0.1), torch.tensor([0, 1, 0, 1, 0, 1])
+    found = pgd_linf(predict, x, y, 0.5, generator=generator(3))
+    assert torch.allclose(found.outputs, fgsm(predict, x, y, 0.5).outputs, atol=1e-5)
+
+
+def test_an_answer_that_is_no_number_is_a_mistake():
+    network, x = smooth_network(), images(6)
+    y = network(x).argmax(-1)
+    found = pgd_linf(lambda tried: network(tried) if torch.equal(tried, x) else network(tried) * torch.nan, x, y, 0.1)
+    assert found.outputs.isnan().all()
 
 
 def test_sizes_are_numbers_or_quotients():

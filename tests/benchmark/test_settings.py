@@ -30,6 +30,9 @@ def test_quick_is_small_and_gives_way_to_words():
     assert not quick.is_standard
     assert quick.repeats == 2
     assert quick.image_shape == (3, 20, 20)
+    assert quick.out == Path("runs/benchmark_quick")
+    assert parse_settings(["runs=r"]).out == Path("runs/benchmark_runs")
+    assert parse_settings(["runs=r", "out=runs/benchmark"]).out == Path("runs/benchmark")
     assert not parse_settings(["channels=1"]).is_standard
 
 
@@ -45,6 +48,8 @@ def test_quick_is_small_and_gives_way_to_words():
         ("image_size=8", "image_size must be a whole number of at least 16"),
         ("level=0.7", r"level= is read off finished runs: .* runs=FOLDER"),
         ("level=70", r"level must be an accuracy in \(0, 1\], but got '70'"),
+        ("seed=99999999999999999999999", "seed must be a whole number of at most 2147483647"),
+        ("--tables=steps", r"no option --tables=steps\. Write tables=steps\."),
         ("limit_s=soon", "limit_s must be a positive number of seconds, but got 'soon'"),
         ("--quik", "no option --quik. Did you mean '--quick'"),
         ("quick=true", "no setting 'quick'"),

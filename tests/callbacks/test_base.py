@@ -199,3 +199,21 @@ def test_the_docs_define_every_number_of_the_kernel(own):
     logged = set(rows()[-1]) | result.metrics.keys()
     assert {name for name in logged if name.startswith("ntk/") and f"`{name}`" not in DOCS} == set()
     assert all(f"`{name}`" in DOCS for name in logged if name.startswith(("time/meta", "memory/")))
+
+
+@pytest.mark.parametrize("measured", [3, {"mine/x": None}, {"mine/x": torch.ones(3)}, {"mine/x": "0.5"}])
+def test_what_a_probe_returns_is_checked(measured):
+    class Mine(base.ProbeCallback):
+        name = "mine"
+
+    with pytest.raises(ConfigError, match=r"Mine\.probe must return (numbers by name|a number or a list for mine/x)"):
+        Mine()._checked(measured)
+    assert Mine()._checked({"mine/x": torch.tensor(1.0), "mine/y": [1.0], "mine/z": np.float32(2)})
+
+
+def test_a_probe_without_a_name_is_told_so():
+    class Nameless(base.ProbeCallback):
+        pass
+
+    with pytest.raises(ConfigError, match="Nameless needs a name for its metrics"):
+        Nameless()

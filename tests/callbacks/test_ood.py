@@ -142,6 +142,26 @@ def test_what_the_runs_yaml_leaves_to_its_class_is_shared_too(tmp_path):
     assert [found[key] for key in ("eval_ways", "eval_shots", "eval_queries")] == [3, 6, 4]
 
 
+def test_a_target_that_leaves_its_shape_to_its_class_takes_the_runs(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: datamodules.digits.Digits\nqueries: 10\n")
+    config = OmegaConf.create({"data": {"queries": 7, "eval_seed": 5}})
+    data = SimpleNamespace(task_settings=lambda: {"ways": 3, "shots": 2, "queries": 4})
+    started = Run(linear(MAML), data, config, tmp_path, str(tmp_path))
+    whole = {"_target_": "datamodules.digits.Digits", "shots": 6}
+    for choice, own in (("mine", {"shots": 6}), ("digits", whole)):
+        found = target_config(choice, own, started)
+        assert [found[key] for key in ("ways", "shots", "queries", "eval_shots")] == [3, 6, 4, 6]
+    with pytest.raises(ConfigError, match=r"no setting 'data\.shotz' of data=mine"):
+        target_config("mine", {"shotz": 6}, started)
+
+
+def test_a_severity_that_is_named_twice_counts_once():
+    assert OutOfDistribution(severities=[5, 1, 5]).severities["test"] == (5, 1)
+    with pytest.raises(ConfigError, match=r"whole number from 1 to 5, but got 3\.0"):
+        OutOfDistribution(severities=[3.0])
+
+
 class Signs(Dataset):
     targets = tuple(range(10)) * 9
 

@@ -124,6 +124,10 @@ def test_errors_of_which_none_is_finite_are_drawn():
 def test_tasks_are_named_by_what_differs():
     assert task_names([TASK, {**TASK, "data": "Omniglot", "ways": 20}]) == ["Glyphs, 5 ways", "Omniglot, 20 ways"]
     assert task_names([TASK, {**TASK, "eval_seed": 3}]) == ["task", "eval_seed 3"]
+    split = [{**TASK, "split": "glyphs"}, {**TASK, "data": "Cub", "split": "cub", "crop": True}]
+    assert task_names(split) == ["Glyphs", "Cub"]
+    shots = [{**TASK, "data": name, "shots": n, "split": f"{name}{n % 2}"} for name in "AB" for n in (1, 2, 3)]
+    assert task_names(shots)[:2] == ["A, 1 shot", "A, 2 shots"]
     assert task_names([TASK, TASK]) == ["task (1)", "task (2)"]
 
 

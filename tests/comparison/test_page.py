@@ -13,6 +13,7 @@ from test_compare import write_run
 
 from lightning_ntk import compare
 from lightning_ntk.comparison import page
+from lightning_ntk.comparison.table import score_cell
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>console.error(1)</script><img src=x onerror=alert(1)>'\"&@@data@@"
@@ -274,3 +275,18 @@ def test_on_a_phone_nothing_but_the_table_scrolls_sideways(tmp_path):
     dom = browse(Path("all/comparison.html"), tmp_path, script, width=500)
     width, window = re.search(r"<title>(\d+) of (\d+)</title>", dom).groups()
     assert int(width) <= int(window) == 500
+
+
+def test_who_leads_is_a_mean_where_there_are_seeds():
+    for seed, accuracy in enumerate((0.9, 0.5)):
+        write_measured(f"maml{seed}", "maml", accuracy, 9.0, seed)
+    write_measured("one", "meta_rkhs_ii", 0.8, 90.0)
+    compare.compare([Path("all")])
+    tiles = re.findall(r"<dt>(.*?)</dt><dd><b>(.*?)</b> (.*?)</dd>", Path("all/comparison.html").read_text())
+    assert tiles[0] == ("highest accuracy, %", "80.00 ± 5.66", "meta_rkhs_ii seed 0")
+    assert ("fewest s of training", "9", "maml, mean over 2 seeds") in tiles
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert score_cell("accuracy", -1e-9, 0.02, "+") == "+0.00 ± 2.00"
+    assert score_cell("mse", -1e-9, 0.02) == "0.0000 ± 0.0200"

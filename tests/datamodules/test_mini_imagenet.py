@@ -72,6 +72,14 @@ def test_pickles_lists_and_the_archive_give_the_same(tmp_path, monkeypatch):
     assert make(tmp_path, "packed").class_splits()["test"].digest == listed["test"].digest
 
 
+@pytest.mark.parametrize("missing", ["images", "train.csv", "test.csv"])
+def test_what_is_missing_of_the_lists_is_named(tmp_path, missing):
+    write_lists(tmp_path / "data")
+    (tmp_path / "data" / missing).rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"data has no {missing}, which mini_imagenet needs"):
+        make(tmp_path).class_splits()
+
+
 def test_a_split_of_ones_own_may_mix_the_published_ones(tmp_path):
     write_pickles(tmp_path / "data")
     other = tiny_data.write_split(tmp_path / "other.csv", train=["n05", "n01"], test=["n03"])

@@ -149,6 +149,14 @@ def test_a_survey_finds_what_is_wrong_in_every_split_and_leaves_nothing(tmp_path
     assert all(path.suffix == ".lock" for path in (tmp_path / "cache").iterdir())
 
 
+def test_a_missing_pickle_of_the_last_split_is_told_before_anything_is_decoded(tmp_path, make, monkeypatch):
+    write(tmp_path / "data")
+    (tmp_path / "data" / FOLDER / "test_images_png.pkl").unlink()
+    monkeypatch.delattr("datamodules.tiered_imagenet.load_pickle")
+    with pytest.raises(DataError, match=r"test_images_png\.pkl is missing"):
+        make().class_splits()
+
+
 def test_missing_pickles_and_another_split_are_named(tmp_path, make):
     with pytest.raises(DataError, match=r"no tiered-imagenet or tiered-imagenet\.tar, (.|\n)*few-shot-ssl-public"):
         make().class_splits()
