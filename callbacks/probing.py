@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ntk.episode import Episode
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running import random_state
 
@@ -21,12 +22,19 @@ def undisturbed(method: MetaLearner) -> Iterator[None]:
     modes = {module: module.training for module in method.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in method.parameters()]
+    versions = {name: parameter._version for name, parameter in method.named_parameters()}
     for parameter, _ in gradients:
         parameter.grad = None
     method.eval()
     try:
         with random_state.kept(method.device), torch.enable_grad():
             yield
+        for name, parameter in method.named_parameters():
+            if parameter._version != versions[name]:
+                raise ConfigError(
+                    f"A probe has written to the parameter {name}, which training goes on with. Measure a copy of the "
+                    "method: copy.deepcopy(method)."
+                )
     finally:
         for module, mode in modes.items():
             module.training = mode

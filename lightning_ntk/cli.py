@@ -52,6 +52,10 @@ def guarded(command: Callable[[], object]) -> int:
     """Run a command, also one that was started as `python -m lightning_ntk.train`, as torchrun and W&B's agents do; an
     error that the user can act on becomes one line and its status. It ends where nobody reads its output any more."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # A progress bar has signs that not every output can write; a run must not end by one.
+        if hasattr(stream, "reconfigure") and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     try:
         status = _status_of(command)
         sys.stdout.flush()

@@ -36,7 +36,7 @@ from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, p
 from lightning_ntk.running.run import Run
 from lightning_ntk.running.run_folder_names import RUN_FOLDER_VARIABLE
 from lightning_ntk.running.schedule import CosineSchedule
-from lightning_ntk.running.trainer import build_trainer, check_precision
+from lightning_ntk.running.trainer import build_trainer, check_optimisation, check_precision
 from lightning_ntk.settings.arguments import parse_command
 from lightning_ntk.settings.building import instantiate
 from lightning_ntk.settings.config import compose_config, plain
@@ -109,6 +109,7 @@ def train(
         check_follows(data, config)
         method = build_method(config, data.spec)
         check_ways(method, data)
+        check_optimisation(method, config.lr_schedule)
         if checkpoint is not None:
             check_same_parameters(checkpoint, method, "ckpt")
         method.run = {
@@ -288,6 +289,13 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
 
 def prepare_callbacks(callbacks: list[pl.Callback], run: Run) -> None:
     """Show the probe callbacks (`callbacks.base`) the run before it begins."""
+    names = [callback.name for callback in callbacks if hasattr(callback, "prepare")]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"callbacks: several have the name {name!r}, by which results are kept. Choose one of them, or give a "
+                "class of your own another name."
+            )
     with random_state.kept(run.method.device):
         for callback in callbacks:
             if hasattr(callback, "prepare"):

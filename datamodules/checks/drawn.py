@@ -17,6 +17,10 @@ def check_episode(episode: Episode, spec: TaskSpec, ways: int, what: str) -> Non
         ways: in classification, class numbers are below it.
         what: names the episode in errors, "Episode 0 of the test split of MyData".
     """
+    if not isinstance(episode, Episode):
+        raise DataError(f"{what} must be an Episode, but `draw` returned {type(episode).__name__}.")
+    if not isinstance(episode.index, Tensor) or episode.index.dtype != torch.int64 or episode.index.dim():
+        raise DataError(f"{what} must have its number as index, an int64 tensor: torch.tensor(index). See `draw`.")
     for part in ("support", "query"):
         x, y = _tensor(episode, f"{part}_x", what), _tensor(episode, f"{part}_y", what)
         count = max(1, len(x)) if x.dim() else 1  # None at all are too few.

@@ -7,7 +7,9 @@ out-of-distribution evaluation are written once, against these two.
 import contextlib
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,6 +23,7 @@ from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.layers import plain_attention
 from lightning_ntk.running.results import mean_and_ci95
+from lightning_ntk.running.schedule import UNSCHEDULED
 
 # Maps query inputs [m, *input_shape] to outputs [m, C]; differentiable in its input and needs nothing else.
 Predictor = Callable[[Tensor], Tensor]
@@ -28,8 +31,10 @@ Predictor = Callable[[Tensor], Tensor]
 # What PyTorch says where a layer has no such derivative, or none of many tasks or directions at once.
 LACKING = re.compile(
     r"Batching rule not implemented|do not yet support|(derivative|jvp).* is not implemented|forward AD|forward-mode AD"
-    r"|match the broadcast shape"
 )
+# What recurrent layers end in; elsewhere it is a mistake about shapes.
+LACKING_IN_RECURRENT = re.compile(r"match the broadcast shape")
+RECURRENT = str(Path(nn.modules.rnn.__file__))
 
 
 class MetaLearner(pl.LightningModule):
@@ -122,13 +127,19 @@ class MetaLearner(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
+        checkpoint["lr"] = self.lr
         checkpoint["measured"] = self.measured | training_measurements(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.measured = checkpoint.get("measured", {})
         # Adam's moments go on; the learning rate beside them may be of another setting, or of a schedule's last step.
         for group in (group for state in checkpoint.get("optimizer_states", []) for group in state["param_groups"]):
-            group["lr"] = self.lr
+            if "lr" in checkpoint:
+                group["lr"] = group.get(UNSCHEDULED, group["lr"]) * (self.lr / checkpoint["lr"])
+            else:  # Of an earlier version.
+                group["lr"] = self.lr
+            if UNSCHEDULED in group:
+                group[UNSCHEDULED] = group["lr"]
 
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
         with self._differentiated():
@@ -174,7 +185,9 @@ class MetaLearner(pl.LightningModule):
                 f"finite. Lower method.lr (now {self.lr}) or, at method.t=inf, set method.ridge."
             ) from error
         except (NotImplementedError, RuntimeError) as error:
-            if not LACKING.search(str(error)):
+            frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+            in_recurrent = RECURRENT in frames and LACKING_IN_RECURRENT.search(str(error))
+            if not (in_recurrent or LACKING.search(str(error))):
                 raise
             raise ConfigError(
                 f"network: {type(self).__name__} takes derivatives that PyTorch does not have of one of its layers "
@@ -219,11 +232,29 @@ class MetaLearner(pl.LightningModule):
         self.check_labels(episodes.support_y)
         self.check_labels(episodes.query_y)
         with self._differentiated():
-            scores = self.score(self.predict(episodes).detach(), episodes.query_y)
+            outputs = self.predict(episodes).detach()
+            self._check_predictions(outputs, episodes.query_y)
+            scores = self.score(outputs, episodes.query_y)
         self._collected.append((episodes.index, scores))
+
+    def _check_predictions(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise `ConfigError` unless predictors gave outputs `[T, m, C]`: others may be scored, to no purpose."""
+        count = outputs.shape[-1:] if self.any_ways else (self.spec.outputs,)
+        if outputs.dim() != 3 or outputs.shape != (*targets.shape[:2], *count):
+            tasks, queries = targets.shape[:2]
+            raise ConfigError(
+                f"{type(self).__name__}.adapt must give predictors of outputs [queries, {self.spec.outputs}], but for "
+                f"{tasks} tasks of {queries} queries they gave {list(outputs.shape)}."
+            )
 
     def _log_scores(self, split: str) -> None:
         self.scores = self._gather_scores()
+        expected = "accuracy" if self.spec.kind == "classification" else "mse"
+        if self.scores and expected not in self.scores:
+            raise ConfigError(
+                f"{type(self).__name__}.score must give {expected!r}, beside what else it measures, but gave "
+                f"{', '.join(map(repr, self.scores))}."
+            )
         for name, values in self.scores.items():
             lost = sum(math.isnan(value) for value in values)
             if lost and name == "accuracy":  # An error that is NaN says so itself.

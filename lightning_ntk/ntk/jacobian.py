@@ -31,7 +31,7 @@ Network = Callable[[Params, Tensor], Tensor]
 # Parameters that one float32 product sums over.
 PRODUCT_BLOCK = 8192
 # Where so few cotangents of coupled examples or fewer are worked on at once, a CPU takes them one by one.
-FEW_COTANGENTS = 32
+FEW_COTANGENTS = 48
 
 
 def functional(module: nn.Module) -> tuple[Network, Params]:

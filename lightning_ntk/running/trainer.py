@@ -113,3 +113,40 @@ def build_trainer(
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > (os.cpu_count() or 1):
         raise ConfigError(f"trainer.devices={devices} processes are asked for, but there are {os.cpu_count()} cores.")
     return trainer
+
+
+def check_optimisation(method: MetaLearner, lr_schedule: str) -> None:
+    """Raise `ConfigError` for a method of one's own that takes its steps in another way than runs count and schedule
+    them: one optimiser, and one step of it for each meta-batch."""
+    name = type(method).__name__
+    if not method.automatic_optimization:
+        raise ConfigError(
+            f"method: {name} has automatic_optimization = False, but a run counts one step of the optimiser for each "
+            "meta-batch. Return the loss from meta_loss, and let Lightning take the step."
+        )
+    try:
+        optimisers, schedules = _parts_of(method.configure_optimizers())
+    except Exception:  # Perhaps it asks for the trainer, which is not there yet; Lightning asks again.
+        return
+    if len(optimisers) > 1:
+        raise ConfigError(
+            f"method: {name} has {len(optimisers)} optimisers. Give one, with a group of parameters for each learning "
+            "rate."
+        )
+    if schedules and lr_schedule != "constant":
+        raise ConfigError(
+            f"method: {name} has a learning rate schedule of its own, which lr_schedule={lr_schedule} would overwrite. "
+            "Set lr_schedule=constant."
+        )
+
+
+def _parts_of(found: Any) -> tuple[list[Any], list[Any]]:
+    """Optimisers and schedulers of what `configure_optimizers` gives, in the forms that Lightning takes."""
+    if isinstance(found, dict):
+        return [found["optimizer"]], [found["lr_scheduler"]] if "lr_scheduler" in found else []
+    if isinstance(found, tuple | list):
+        if len(found) == 2 and isinstance(found[0], list):
+            return found[0], found[1]
+        parts = [_parts_of(one) for one in found]
+        return [o for optimisers, _ in parts for o in optimisers], [s for _, schedules in parts for s in schedules]
+    return [found], []

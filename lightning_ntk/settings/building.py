@@ -3,11 +3,15 @@
 import collections.abc
 import inspect
 import re
+import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from hydra.utils import instantiate as hydra_instantiate
@@ -15,6 +19,8 @@ from omegaconf import DictConfig
 
 from lightning_ntk.errors import ConfigError, nearest_name
 
+# Top-level packages of ours beside lightning_ntk, whose names a user's own folders may have.
+OURS = ("callbacks", "datamodules")
 # The types that a setting's value is checked against, in words.
 KINDS = {
     int: "a whole number",
@@ -41,7 +47,8 @@ def instantiate(config: DictConfig, key: str, kind: type = object, **arguments: 
     except InstantiationException as error:
         # Hydra's lines: what failed, the exception behind it, and perhaps which part of the config.
         text, _, place = str(error).strip().partition("\nfull_key: ")
-        text = text.replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", f": {_cause(error)}")
+        cause = _cause(error, config["_target_"])
+        text = text.replace(", set env var HYDRA_FULL_ERROR=1 to see chained exception.", f": {cause}")
         raise ConfigError(f"{place.strip() or key}: {' '.join(text.split()[:60])}") from error
     if inspect.isclass(factory.func) and not issubclass(factory.func, kind):
         raise ConfigError(f"{key}._target_={config['_target_']} is no {kind.__name__}.")
@@ -76,16 +83,31 @@ def takes(config: Any, name: str) -> bool:
         return False
 
 
-def _cause(error: BaseException) -> str:
-    """The first exception behind one, and what to do about a module that is not found."""
+def _cause(error: BaseException, target: str) -> str:
+    """The first exception behind one, where it was raised, and what to do about a module that is not found."""
     while error.__cause__ is not None:
         error = error.__cause__
+    top = target.partition(".")[0]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame)]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, ModuleNotFoundError) and top in OURS and top in sys.modules:
+        there = Path(sys.modules[top].__file__ or "")
+        if not (there.parent / "base.py").is_file():
+            return f"{error}. `{top}` is {there} here, which hides the package of that name: call yours otherwise"
     if isinstance(error, ModuleNotFoundError) and "is not a package" in str(error):
         module, _, name = (error.name or "").rpartition(".")
         return f"{module} has no {name}"
     if isinstance(error, ModuleNotFoundError):
-        return f"{error}. Is its folder on PYTHONPATH, as in PYTHONPATH=. lightning-ntk ...?"
-    return f"{type(error).__name__}: {error}"
+        is_target = (error.name or "").partition(".")[0] == top
+        hint = "Is its folder on PYTHONPATH, as in PYTHONPATH=. lightning-ntk ...?" if is_target else "Install it."
+        return f"{error}{place}. {hint}"
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _is_own(frame: traceback.FrameSummary) -> bool:
+    """Whether a frame is neither the import machinery's, nor an installed package's, nor ours."""
+    inner = ("<frozen", str(Path(__file__).parents[1]))
+    return not frame.filename.startswith(inner) and "site-packages" not in frame.filename
 
 
 def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:
@@ -98,7 +120,16 @@ def check_types(settings: dict[str, Any], function: Callable, key: str) -> None:
             continue
     for name, value in settings.items():
         if name in hints and not _matches(value, hints[name]):
-            raise ConfigError(f"{key}.{name} must be {_in_words(hints[name])}, but got {value!r}.")
+            raise ConfigError(f"{key}.{name} must be {_in_words(hints[name])}, but got {value!r}.{_decoded(value)}")
+
+
+def _decoded(value: Any) -> str:
+    """What to do about a number or truth value that came as text, as it does from the environment."""
+    try:
+        is_text = isinstance(value, str) and not isinstance(yaml.safe_load(value), str)
+    except yaml.YAMLError:
+        return ""
+    return " (Of an environment variable, write ${oc.decode:${oc.env:NAME}}.)" if is_text else ""
 
 
 def _signatures(function: Callable) -> list[Callable]:

@@ -97,7 +97,7 @@ def groups(folders: list[Path]) -> dict[str, dict[str, str]]:
 
 def describe(file: Path) -> str:
     """The first comment line of a YAML file that is not a Hydra directive."""
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").strip()
     return ""
@@ -138,6 +138,13 @@ def compose_config(
             if extra_folder is not None and _recipe_is_of_another(config.choices, words, folders[1]):
                 config = _compose(name, [*words, "~recipe"], folders[1:])
             return config
+        except RecursionError as error:
+            raise ConfigError(
+                "The defaults of the configuration lead back to where they began: look at the `defaults` of your YAML "
+                "files, of which one names itself, or two each other."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{_not_utf8(folders)} is not UTF-8 text. Save it as UTF-8.") from error
         except yaml.YAMLError as error:
             place = getattr(error, "problem_mark", None)
             where = f"{place.name}, line {place.line + 1}" if place else "a file of the configuration"
@@ -149,6 +156,16 @@ def compose_config(
             if not unfit:
                 raise explained from error
             first = [o for o in first if o not in unfit]
+
+
+def _not_utf8(folders: Sequence[Path]) -> str:
+    """The first file of configuration folders that cannot be read as text."""
+    for file in (file for folder in folders for file in sorted(folder.rglob("*.yaml"))):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(file)
+    return "A file of the configuration"
 
 
 def _recipe_is_of_another(choices: DictConfig, words: list[str], own: Path) -> bool:
@@ -193,7 +210,10 @@ def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] 
         group, _, argument = key.partition(".")
         if group == "trainer" and argument in TRAINER_DECIDED:
             return UnknownSettingError(f"{key} cannot be set: {TRAINER_DECIDED[argument]}.", key)
-        config = _compose(name, chosen, own)
+        try:
+            config = _compose(name, chosen, own)
+        except (HydraException, OmegaConfBaseException):  # It is not what was asked that fails.
+            return ConfigError(text.strip().split("\n")[0])
         near = what_was_meant(key, config, groups([conf_folder(), *own]))
         see = "See --help, or --cfg for all settings."
         place, _, last = key.rpartition(".")

@@ -217,3 +217,17 @@ def test_a_probe_without_a_name_is_told_so():
 
     with pytest.raises(ConfigError, match="Nameless needs a name for its metrics"):
         Nameless()
+
+
+def test_a_probe_that_writes_to_a_parameter_is_stopped():
+    method = MAML(MLP((1,), 1), TaskSpec("regression", (1,), 1))
+    message = r"written to the parameter network\..*deepcopy"
+    with pytest.raises(ConfigError, match=message), undisturbed(method), torch.no_grad():
+        next(method.parameters()).add_(1.0)
+
+
+def test_two_callbacks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "mine.yaml").write_text("mine:\n  _target_: callbacks.ntk.NTK\n")
+    with pytest.raises(ConfigError, match=r"callbacks: several have the name 'ntk'"):
+        run(*TINY_SINE, "--config-dir", str(tmp_path), "callbacks=[ntk,mine]")

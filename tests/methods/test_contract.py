@@ -354,3 +354,32 @@ def test_meta_sgd_refuses_parameters_that_stand_in_several_places():
     with pytest.raises(ConfigError, match=r"stands in several places of the network. Use method=maml"):
         METHODS["meta_sgd"](network, TaskSpec("classification", (4,), 4))
     METHODS["maml"](network, TaskSpec("classification", (4,), 4))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_predictions_of_another_shape_are_refused(kind, monkeypatch):
+    method, episodes = make("maml", kind), tasks(kind)
+    whole = method.adapt
+
+    def adapt(x, y):
+        predictor = whole(x, y)
+        return lambda x: predictor(x)[..., :1] if kind == "classification" else predictor(x)[:, 0]
+
+    monkeypatch.setattr(method, "adapt", adapt)
+    with pytest.raises(ConfigError, match=r"MAML\.adapt must give predictors of outputs \[queries, \d\], but for"):
+        method.test_step(episodes, 0)
+
+
+def test_scores_must_hold_the_one_that_runs_are_compared_by(monkeypatch):
+    method = make("maml", "classification")
+    monkeypatch.setattr(method, "score", lambda outputs, y: {"top2": torch.zeros(len(y))})
+    method.test_step(tasks("classification"), 0)
+    with pytest.raises(ConfigError, match=r"MAML\.score must give 'accuracy', .* but gave 'top2'"):
+        method.on_test_epoch_end()
+
+
+def test_a_mistake_about_shapes_is_not_taken_for_a_layer_without_derivatives(monkeypatch):
+    method = make("maml", "classification")
+    monkeypatch.setattr(method, "meta_loss", lambda episodes: torch.zeros(3).add_(torch.zeros(4, 3)))
+    with pytest.raises(RuntimeError, match="match the broadcast shape"):
+        method.training_step(tasks("classification"), 0)

@@ -1,5 +1,7 @@
 """Composition of the configuration and its errors."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -103,7 +105,12 @@ def test_instantiate_names_the_key_that_a_class_does_not_take():
         ("class Net:\n    pass\n", "Net", r"must take what it is given .*, the keyword arguments input_shape, outputs"),
         ("", "Net", r"Error locating target 'my_module\.Net': my_module has no Net"),
         ("def (:\n", "Net", r"Error locating target 'my_module\.Net': SyntaxError: invalid syntax"),
-        ("import no_such_package\n", "Net", r"No module named 'no_such_package'\. Is its folder on PYTHONPATH"),
+        (
+            "import no_such_package\n",
+            "Net",
+            r"No module named 'no_such_package' \(.*my_module\.py, line 1\)\. Install it",
+        ),
+        ("x = 1\ny = 1 / 0\n", "Net", r"ZeroDivisionError: division by zero \(.*my_module\.py, line 2\)"),
     ],
 )
 def test_what_is_wrong_with_a_class_of_ones_own_is_said(text, target, message, tmp_path, monkeypatch):
@@ -274,3 +281,40 @@ def test_overrides_of_a_run_and_those_given_now_are_what_hydra_takes(earlier, la
     assert still_valid(earlier, later) == kept
     with initialize_config_dir(config_dir=str(conf_folder()), version_base="1.3"):
         compose("train", overrides=[*kept, *later])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"defaults: [x]\n", "defaults of the configuration lead back to where they began"),
+        (b"defaults: [override /optimiser: adam]\n_target_: m.X\n", "Could not override 'optimiser"),
+        (b"# caf\xe9\n_target_: m.X\n", r"method/x\.yaml is not UTF-8 text"),
+    ],
+)
+def test_what_is_wrong_with_a_yaml_of_ones_own_is_one_line(text, message, tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "x.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose_config("train", ["method=x"], str(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_of_ones_own_that_hides_ours_is_named(tmp_path):
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "__init__.py").touch()
+    code = (
+        "from omegaconf import OmegaConf; from lightning_ntk.settings.building import instantiate; "
+        "instantiate(OmegaConf.create({'_target_': 'callbacks.timing.Timing'}), 'callbacks.timing')"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(conf_folder().parent)])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert f"`callbacks` is {tmp_path / 'callbacks' / '__init__.py'} here, which hides" in ended.stderr
+
+
+def test_numbers_of_the_environment_are_told_how_to_be_read():
+    config = OmegaConf.create({"_target_": "lightning_ntk.methods.maml.MAML", "inner_lr": "0.3"})
+    with pytest.raises(ConfigError, match=r"must be a number, but got '0\.3'\. \(Of an environment .*oc\.decode"):
+        instantiate(config, "method", network=MLP((1,), 1), spec=TaskSpec("regression", (1,), 1))
