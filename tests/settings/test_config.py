@@ -1,7 +1,5 @@
 """Composition of the configuration and its errors."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -299,19 +297,16 @@ def test_what_is_wrong_with_a_yaml_of_ones_own_is_one_line(text, message, tmp_pa
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_folder_of_ones_own_that_hides_ours_is_named(tmp_path):
+def test_a_package_of_ones_own_that_hides_ours_is_named(tmp_path, monkeypatch):
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks" / "__init__.py").touch()
-    code = (
-        "from omegaconf import OmegaConf; from lightning_ntk.settings.building import instantiate; "
-        "instantiate(OmegaConf.create({'_target_': 'callbacks.timing.Timing'}), 'callbacks.timing')"
-    )
-    paths = os.pathsep.join([str(tmp_path), str(conf_folder().parent)])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert f"`callbacks` is {tmp_path / 'callbacks' / '__init__.py'} here, which hides" in ended.stderr
+    for name in [name for name in sys.modules if name.partition(".")[0] == "callbacks"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "meta_path", [finder for finder in sys.meta_path if "editable" not in repr(finder)])
+    with pytest.raises(ConfigError, match=rf"`callbacks` is {tmp_path}/callbacks/__init__\.py here, which hides"):
+        instantiate(OmegaConf.create({"_target_": "callbacks.timing.Timing"}), "callbacks.timing")
+    monkeypatch.delitem(sys.modules, "callbacks")
 
 
 def test_numbers_of_the_environment_are_told_how_to_be_read():
