@@ -1,5 +1,6 @@
 """The command line: help, dispatch, one-line errors."""
 
+import io
 import os
 import subprocess
 import sys
@@ -116,3 +117,10 @@ def test_import_is_light_and_needs_neither_lightning_nor_learn2learn_nor_torchvi
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=conf_folder().parent)
+
+
+def test_signs_that_an_output_cannot_write_do_not_end_a_command(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert cli.guarded(lambda: sys.stdout.write("5 \u2022 0:01")) == 0
+    assert written.getvalue() == b"5 ? 0:01"

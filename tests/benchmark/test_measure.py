@@ -37,6 +37,11 @@ def test_a_slow_work_runs_less_often_but_once():
     assert [len(timing.seconds) for timing in timings.values()] == [5, 2, 1]
 
 
+def test_works_may_take_for_ever():
+    timings = interleave([clocked("a", 1.0, [])], 2, math.inf, "cpu", lambda text: None)
+    assert timings["a"].seconds == [1.0, 1.0]
+
+
 def test_seconds_are_of_one_task_and_reset_comes_before_each_run(monkeypatch):
     events = []
     work = Work("w", lambda: events.append("run"), lambda: events.append("reset"))

@@ -13,11 +13,12 @@ from reference import dense_jacobian
 
 from lightning_ntk.benchmark import kernels, steps
 from lightning_ntk.benchmark.goals import figures
+from lightning_ntk.benchmark.measure import Timing
 from lightning_ntk.benchmark.memory import measure_memory, probe
 from lightning_ntk.benchmark.peers import IMPLEMENTATIONS, NeuralTangents, find_python, neural_tangents, to_numpy
 from lightning_ntk.benchmark.problem import make_problem
 from lightning_ntk.benchmark.settings import QUICK, Settings
-from lightning_ntk.benchmark.tables import measure_tables
+from lightning_ntk.benchmark.tables import measure_tables, steps_table
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import functional
 from lightning_ntk.running.allocation import ENVIRONMENT
@@ -286,3 +287,16 @@ def test_neural_tangents_computes_the_same_kernels(tmp_path, problem):
             assert peer.run(name) > 0
     finally:
         peer.stop()
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_meta_steps_of_each_norm_take_the_rounds_that_are_asked_for(norm, monkeypatch):
+    asked = []
+
+    def interleave(works, repeats, *others):
+        asked.append(repeats)
+        return {work.name: Timing() for work in works}
+
+    monkeypatch.setattr("lightning_ntk.benchmark.tables.interleave", interleave)
+    steps_table(Settings(**{**QUICK, "repeats": 5}), print, norm)
+    assert asked == [5]

@@ -407,3 +407,16 @@ def test_a_trainer_of_ones_own_is_asked_for_its_precision_too():
     data, method = Glyphs(ways=3, queries=3), adapted(ProtoNet)
     with pytest.raises(ConfigError, match=r"trainer\.precision=bf16-true images are rounded"):
         plain_trainer(from_yaml(), precision="bf16-true").fit(method, data)
+
+
+def test_an_answer_that_is_no_number_counts_as_wrong():
+    task = _Task(lambda x: x, torch.zeros(2, 1, 4, 4), torch.tensor([0, 0]))
+    assert task.accuracy(torch.tensor([[torch.nan, torch.nan], [1.0, 0.0]])) == 0.5
+
+
+@pytest.mark.parametrize("norm", [1, 3, "l2"])
+def test_arts_attacks_within_norms_without_a_unit_are_refused(norm):
+    settings = {"_target_": "art.attacks.evasion.FastGradientMethod", "norm": norm, "eps": 0.9}
+    with pytest.raises(ConfigError, match=r"adversarial\.art\.mine\.norm must be 2 or inf"):
+        Adversarial(art={"mine": settings})
+    Adversarial(art={"mine": {**settings, "norm": "inf"}})

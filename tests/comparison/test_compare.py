@@ -465,3 +465,10 @@ def test_a_copy_of_a_run_counts_once(capsys):
     assert "left out: " in (said := capsys.readouterr().err)
     assert "all/copy (the same training as " in said
     assert len(find_runs([Path("all/0"), Path("all/0/evaluations/other")])) == 2
+
+
+def test_a_run_that_did_not_train_has_no_seconds_and_no_memory(runs):
+    untrained = {"timings": {"meta_step_s": None, "fit_s": 0.0}}
+    write_run("all/nearest_centroid", "nearest_centroid", [0.3, 0.3, 0.4, 0.4], **untrained)
+    (row,) = (row for row in compare.compare([runs]) if row.method == "nearest_centroid")
+    assert (row.meta_step_s, row.fit_s) == (None, None)

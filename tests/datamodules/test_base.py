@@ -10,6 +10,7 @@ import torch
 from fake_trainer import trainer_of
 
 from datamodules.base import EpisodicDataModule, as_unit_floats
+from datamodules.checks.drawn import check_episode
 from datamodules.sinusoid import Sinusoid
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DataError
@@ -201,3 +202,17 @@ def test_a_trainer_that_would_is_told_so(settings):
 def test_a_meta_batch_that_ranks_cannot_share_is_refused():
     with pytest.raises(ConfigError, match=r"data\.tasks_per_step=4.*trainer\.devices=3"):
         make(0, 3).train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("drawn", "message"),
+    [
+        (None, "Episode 0 must be an Episode, but `draw` returned NoneType"),
+        ((1, 2), "Episode 0 must be an Episode, but `draw` returned tuple"),
+        (Episode(*4 * (torch.zeros(2, 1),), 3), r"must have its number as index, an int64 tensor: torch\.tensor"),
+        (Episode(*4 * (torch.zeros(2, 1),), torch.zeros(1).long()), "must have its number as index"),
+    ],
+)
+def test_what_a_draw_returns_is_an_episode_with_its_number(drawn, message):
+    with pytest.raises(DataError, match=message):
+        check_episode(drawn, TaskSpec("regression", (1,), 1), 1, "Episode 0")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.io
 import tiny_data
+from hydra.utils import get_class
 from test_train import CHOICES, PUBLISHED, TINY
 
 from datamodules import omniglot, published
@@ -15,7 +16,7 @@ from datamodules.tiered_imagenet import TieredImageNet
 from lightning_ntk import train
 from lightning_ntk.errors import DataError
 from lightning_ntk.running.results import read_results
-from lightning_ntk.settings.config import compose_config
+from lightning_ntk.settings.config import compose_config, plain
 
 SPLITS = ("train", "val", "test")
 IMAGES = 3  # a class
@@ -175,3 +176,11 @@ def test_an_archive_without_what_it_should_hold_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"Archive .*images_background\.zip holds no images_background\. Expected:"):
         Omniglot(root=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache"), split_file=own).class_splits()
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_in_python_are_those_of_conf(name, tmp_path):
+    config = plain(compose_config("train", [f"data={name}"]).data)
+    data = get_class(config["_target_"])(root=str(tmp_path))
+    assert [data.normalize, data.allow_shared_images] == [config["normalize"], config["allow_shared_images"]]
+    assert [data.form.size, data.form.channels] == [config["image_size"] or data.native_size, config["channels"]]
