@@ -277,6 +277,8 @@ def written(x):
 REVERSALS = [
     lambda x: torch.eye(len(x), dtype=x.dtype)[backwards(x)] @ x,
     lambda x: torch.einsum("ij,jk->ik", torch.eye(len(x), dtype=x.dtype)[backwards(x)], x),
+    lambda x: (torch.eye(len(x), dtype=x.dtype)[backwards(x)][..., None] * x[:, None]).sum(0),
+    lambda x: (torch.eye(len(x), dtype=x.dtype)[backwards(x)][..., None] * x.view(1, *x.shape)).sum(1),
     lambda x: torch.zeros_like(x).index_add(0, backwards(x), x),
     lambda x: torch.zeros_like(x).scatter_add_(0, backwards(x)[:, None].expand_as(x), x),
     lambda x: F.embedding(backwards(x), x),
