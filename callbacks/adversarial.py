@@ -15,7 +15,16 @@ from callbacks.adversarial_figure import NEVER, draw
 from callbacks.base import Measured, ProbeCallback, Stage
 from callbacks.probing import check_outputs
 from lightning_ntk.attacks import art_adapter, masking
-from lightning_ntk.attacks.base import Attacked, Predictor, check_episode, check_eps, check_steps, evaluate, in_parts
+from lightning_ntk.attacks.base import (
+    Attacked,
+    Predictor,
+    check_episode,
+    check_eps,
+    check_steps,
+    evaluate,
+    in_parts,
+    is_wrong,
+)
 from lightning_ntk.attacks.losses import attack_loss
 from lightning_ntk.attacks.suite import LINF, NAMES, SIMBA, Suite, l2_name, linf_name, parse_size, parse_sizes
 from lightning_ntk.attacks.white_box import input_gradient, l2_norms
@@ -276,8 +285,7 @@ class _Task:
     y: Tensor
 
     def accuracy(self, outputs: Tensor) -> float:
-        answered = outputs.isfinite().all(-1)  # What is no number is no right answer.
-        return (answered & (outputs.argmax(-1) == self.y)).double().mean().item()
+        return (~is_wrong(outputs, self.y)).double().mean().item()
 
 
 def _adapt(method: MetaLearner, x: Tensor, y: Tensor) -> Predictor:
@@ -288,8 +296,8 @@ def _adapt(method: MetaLearner, x: Tensor, y: Tensor) -> Predictor:
 
 def _of_simba(prefix: str, suite: Suite, task: _Task, clean: Tensor, found: Attacked, seed: int) -> Measured:
     """What SimBA has to tell besides an accuracy; `broken_after` is the queries of each image, NEVER where it held."""
-    broken = found.outputs.argmax(-1) != task.y
-    right = clean.argmax(-1) == task.y
+    broken = is_wrong(found.outputs, task.y)
+    right = ~is_wrong(clean, task.y)
     lengths = l2_norms(found.images - task.x).flatten()
     return {
         f"{prefix}/queries": found.queries[right].double().mean().item(),

@@ -98,6 +98,11 @@ def per_image(sizes: float | Tensor, x: Tensor) -> float | Tensor:
     return sizes[..., None, None, None] if isinstance(sizes, Tensor) else sizes
 
 
+def is_wrong(outputs: Tensor, y: Tensor) -> Tensor:
+    """Which logits `[*batch, C]` are a mistake, bool `[*batch]`: what is no number is no right answer."""
+    return (outputs.argmax(-1) != y) | ~outputs.isfinite().all(-1)
+
+
 @torch.no_grad()
 def evaluate(predict: Predictor, x: Tensor) -> Tensor:
     """Logits `[*batch, C]`, without a graph."""

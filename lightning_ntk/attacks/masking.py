@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from lightning_ntk.attacks.base import Attacked, Predictor
+from lightning_ntk.attacks.base import Attacked, Predictor, is_wrong
 from lightning_ntk.attacks.suite import Suite
 from lightning_ntk.attacks.white_box import l2_norms
 from lightning_ntk.running.results import paired_difference
@@ -33,7 +33,7 @@ def black_box_wins(suite: Suite, predict: Predictor, x: Tensor, y: Tensor, found
     """
     eps = l2_norms(found.images - x).flatten()
     white = suite.pgd_l2(eps, predict, x, y, seed)
-    broke, breaks = (attacked.outputs.argmax(-1) != y for attacked in (found, white))
+    broke, breaks = (is_wrong(attacked.outputs, y) for attacked in (found, white))
     return (broke & ~breaks).double().mean().item()
 
 

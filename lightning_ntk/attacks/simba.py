@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps, evaluate
+from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps, evaluate, is_wrong
 from lightning_ntk.attacks.losses import attack_loss
 from lightning_ntk.errors import ConfigError
 
@@ -89,7 +89,7 @@ def simba(
         return evaluate(predict, images.index_copy(0, rows, tried).view(x.shape)).flatten(0, -2)[rows]
 
     for numbers in order.T:
-        playing = rows = (outputs.argmax(-1) == labels).nonzero()[:, 0]
+        playing = rows = (~is_wrong(outputs, labels)).nonzero()[:, 0]
         if not len(playing):
             break
         move = vectors(numbers[rows])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps
+from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps, is_wrong
 from lightning_ntk.attacks.losses import attack_loss, margin
 from lightning_ntk.attacks.white_box import input_gradient, linf_step
 
@@ -65,7 +65,7 @@ def pgd_through_adaptation(
     images, most, kept = support_x if start is None else start, None, None
     for _ in range(steps + 1):
         gradient, found = input_gradient(predict, images, query_y, score, REMEDY)
-        harm = ((found.outputs.argmax(-1) != query_y).sum().item(), found.losses.sum().item())
+        harm = (is_wrong(found.outputs, query_y).sum().item(), found.losses.sum().item())
         if most is None or harm > most:
             most, kept = harm, found
         images = (support_x + (images + step_size * gradient.sign() - support_x).clamp(-eps, eps)).clamp(0, 1)

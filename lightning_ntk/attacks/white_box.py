@@ -21,6 +21,7 @@ from lightning_ntk.attacks.base import (
     check_images,
     check_steps,
     evaluate,
+    is_wrong,
     per_image,
 )
 from lightning_ntk.attacks.losses import AttackLoss, attack_loss
@@ -240,8 +241,7 @@ def _worse(kept: Iterate | None, new: Iterate, y: Tensor, keep: Keep) -> Iterate
 
 def _badness(iterate: Iterate, y: Tensor, keep: Keep) -> tuple[Tensor, Tensor]:
     """Mistakes and losses, of each image or (as the same number for each of its images) of each task."""
-    answered = iterate.outputs.isfinite().all(-1)  # What is no number is no right answer.
-    wrong = (~answered | (iterate.outputs.argmax(-1) != y)).to(iterate.losses.dtype)
+    wrong = is_wrong(iterate.outputs, y).to(iterate.losses.dtype)
     if keep == "image":
         return wrong, iterate.losses
     return wrong.mean(-1, keepdim=True).expand_as(wrong), iterate.losses.mean(-1, keepdim=True).expand_as(wrong)

@@ -223,3 +223,9 @@ def test_an_order_of_other_images_or_directions_is_refused(order):
     network, x = smooth_network(), images(6)
     with pytest.raises(ConfigError, match="order must hold numbers of directions"):
         simba(network, x, network(x).argmax(-1), order=order.long())
+
+
+def test_outputs_that_are_no_numbers_are_a_mistake_already():
+    x = images(2)
+    found = simba(lambda z: z.flatten(1)[:, :3] * torch.nan, x, torch.tensor([0, 1]), generator=generator())
+    assert found.queries.tolist() == [0, 0]

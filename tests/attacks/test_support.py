@@ -109,3 +109,14 @@ def test_what_cannot_be_attacked_is_refused():
         pgd_through_adaptation(nearest_mean, support_x - 1, support_y, query_x, query_y, 0.1)
     with pytest.raises(ConfigError, match="eps must be from 0 to 1"):
         pgd_through_adaptation(nearest_mean, support_x, support_y, query_x, query_y, 2.0)
+
+
+def test_an_adaptation_that_it_breaks_counts_as_mistakes():
+    x, y, query_y = images(2), torch.tensor([0, 1]), torch.zeros(3, dtype=torch.long)
+
+    def adapt(support, labels):
+        outputs = nearest_mean(support, labels)(images(3, seed=1))
+        return lambda queries: outputs if torch.equal(support, x) else outputs * torch.nan
+
+    found = pgd_through_adaptation(adapt, x, y, images(3, seed=1), query_y, 0.1, steps=1, loss="margin")
+    assert found.outputs.isnan().all()  # Their largest would be of class 0, and right.
