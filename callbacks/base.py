@@ -19,11 +19,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from callbacks.probing import episode_seed, gather_by_index, is_finite, on_device, undisturbed
+from callbacks.probing import episode_seed, is_finite, on_device, undisturbed
 from callbacks.timing import Timing
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DivergenceError
-from lightning_ntk.methods.base import MetaLearner
+from lightning_ntk.methods.base import MetaLearner, gather_by_index
 from lightning_ntk.running import random_state
 from lightning_ntk.running.results import mean_and_ci95
 from lightning_ntk.running.run import Run

@@ -1,8 +1,7 @@
-"""The surroundings of a probe: fixed episodes on the device, the method as it was, results of all ranks together."""
+"""The surroundings of a probe: fixed episodes on the device, and the method as it was."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -66,13 +65,3 @@ def check_outputs(outputs: Tensor) -> None:
     of others means nothing."""
     if not bool(torch.isfinite(outputs).all()):
         raise FloatingPointError("the adapted model's outputs are no finite numbers")
-
-
-def gather_by_index(local: dict[int, Any]) -> dict[int, Any]:
-    """Every rank's entries, in the order of their indices; the same on all ranks."""
-    parts = [local]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        parts = [{}] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, local)
-    merged = {index: value for part in parts for index, value in part.items()}
-    return {index: merged[index] for index in sorted(merged)}

@@ -275,13 +275,18 @@ class MetaLearner(pl.LightningModule):
             for task, index in enumerate(indices)
         }
         self._collected.clear()
-        merged = local
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[dict] = [{}] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, local)
-            merged = {index: scores for part in parts for index, scores in part.items()}
-        ordered = [merged[index] for index in sorted(merged)]
+        ordered = list(gather_by_index(local).values())
         return {name: [scores[name] for scores in ordered] for name in (ordered[0] if ordered else {})}
+
+
+def gather_by_index(local: dict[int, Any]) -> dict[int, Any]:
+    """Every rank's entries, in the order of their indices; the same on all ranks."""
+    parts = [local]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts = [{}] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, local)
+    merged = {index: value for part in parts for index, value in part.items()}
+    return {index: merged[index] for index in sorted(merged)}
 
 
 def measurements(trainer: pl.Trainer) -> dict[str, float]:
