@@ -1,7 +1,6 @@
 """iMAML: the meta-gradient at the end of a proximal inner problem, by the implicit function theorem."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from lightning_ntk.energy.meta_rkhs_ii import with_gradient
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.descent import DescentLearner, descend, task_losses
-from lightning_ntk.methods.inner_loop import check_inner_loop
+from lightning_ntk.methods.inner_loop import check_inner_steps, check_not_negative, check_positive
 from lightning_ntk.ntk.checks import check_second_derivatives
 from lightning_ntk.ntk.jacobian import Params, functional, unflatten
 
@@ -62,14 +61,11 @@ class IMAML(DescentLearner):
     ) -> None:
         super().__init__(network, spec, lr=lr)
         check_second_derivatives(network)
-        check_inner_loop(adapt_steps, inner_lr, "adapt_steps", "inner_lr")
-        check_inner_loop(test_adapt_steps, inner_lr, "test_adapt_steps", "inner_lr")
-        if not (regularization > 0 and math.isfinite(regularization)):
-            raise ConfigError(f"method.regularization must be a finite positive number, but got {regularization}.")
+        check_inner_steps(adapt_steps=adapt_steps, test_adapt_steps=test_adapt_steps)
+        check_positive(inner_lr=inner_lr, regularization=regularization)
         if cg_steps < 1:
             raise ConfigError(f"method.cg_steps must be at least 1, but got {cg_steps}.")
-        if not (damping >= 0 and math.isfinite(damping)):
-            raise ConfigError(f"method.damping must be a finite number >= 0, but got {damping}.")
+        check_not_negative(damping=damping)
         self.regularization = regularization
         self.inner_lr = inner_lr
         self.adapt_steps = adapt_steps

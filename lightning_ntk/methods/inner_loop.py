@@ -1,4 +1,4 @@
-"""What the methods with an inner loop share: learn2learn's lazy import, and checks of settings and networks."""
+"""What methods share beside their base: learn2learn's lazy import, and checks of settings and networks."""
 
 import contextlib
 import io
@@ -24,12 +24,25 @@ def learn2learn_algorithm(name: str) -> type:
     return getattr(algorithms, name)
 
 
-def check_inner_loop(steps: int, step_size: float, steps_key: str, size_key: str) -> None:
-    """Raise `ConfigError` unless an inner loop of this many steps of this size makes sense."""
-    if steps < 0:
-        raise ConfigError(f"method.{steps_key} must be 0 or more, but got {steps}.")
-    if not (step_size > 0 and math.isfinite(step_size)):
-        raise ConfigError(f"method.{size_key} must be a finite positive number, but got {step_size}.")
+def check_inner_steps(**settings: int) -> None:
+    """Raise `ConfigError` unless these settings of a method are 0 or more."""
+    for key, value in settings.items():
+        if value < 0:
+            raise ConfigError(f"method.{key} must be 0 or more, but got {value}.")
+
+
+def check_positive(**settings: float) -> None:
+    """Raise `ConfigError` unless these settings of a method are finite and above 0."""
+    for key, value in settings.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigError(f"method.{key} must be a finite positive number, but got {value}.")
+
+
+def check_not_negative(**settings: float) -> None:
+    """Raise `ConfigError` unless these settings of a method are finite and at least 0."""
+    for key, value in settings.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise ConfigError(f"method.{key} must be a finite number >= 0, but got {value}.")
 
 
 def check_parts(network: nn.Module, method: str, parts: tuple[str, ...], instead: str) -> None:
