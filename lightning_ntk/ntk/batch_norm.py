@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 
-from lightning_ntk.ntk.convolution import AXES, led
+from lightning_ntk.ntk.convolution import AXES, batch_axis_first
 from lightning_ntk.ntk.standardise import aligned
 
 # The axes of images [..., n, channels, h, w] that the statistics of a channel are over.
@@ -65,7 +65,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *inputs):
         *tensors, eps = inputs
-        x, weight, bias = led(in_dims, (AXES, 1, 1), *tensors)
+        x, weight, bias = batch_axis_first(in_dims, (AXES, 1, 1), *tensors)
         mean, r = _statistics(x, eps)
         value = (x - _of_channels(mean)) * _of_channels(r) * _of_channels(weight) + _of_channels(bias)
         return _filled(info.batch_size, value, mean, r), (0, 0, 0)
@@ -118,7 +118,7 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        tensors = led(in_dims[:5], (AXES, 1, 1, AXES, 1), *inputs[:5])
+        tensors = batch_axis_first(in_dims[:5], (AXES, 1, 1, AXES, 1), *inputs[:5])
         found = _derivative(*tensors, *_statistics(tensors[3], inputs[-1]))
         return _filled(info.batch_size, *found), (0, 0, 0)
 

@@ -137,7 +137,7 @@ class _Convolve(_Bilinear):
     @staticmethod
     def vmap(info, in_dims, x, weight, bias, geometry):
         one_weight = in_dims[1] is None and in_dims[2] is None
-        x, weight, bias = led(in_dims, (AXES, AXES, 1), x, weight, bias)
+        x, weight, bias = batch_axis_first(in_dims, (AXES, AXES, 1), x, weight, bias)
         if one_weight and weight.dim() == AXES + 1 and (bias is None or bias.dim() == 2) and x.dim() == AXES + 1:
             folded = convolve(x.flatten(0, 1), weight[0], None if bias is None else bias[0], geometry)
             return folded.unflatten(0, (info.batch_size, -1)), 0
@@ -183,7 +183,7 @@ class _InputGradient(_Bilinear):
     @staticmethod
     def vmap(info, in_dims, cotangent, weight, shape, geometry):
         one_weight = in_dims[1] is None
-        cotangent, weight = led(in_dims, (AXES, AXES), cotangent, weight)
+        cotangent, weight = batch_axis_first(in_dims, (AXES, AXES), cotangent, weight)
         if one_weight and weight.dim() == AXES + 1 and cotangent.dim() == AXES + 1:
             shape = (info.batch_size * shape[0], *shape[1:])
             folded = _InputGradient.apply(cotangent.flatten(0, 1), weight[0], shape, geometry)
@@ -228,30 +228,29 @@ class _WeightGradient(_Bilinear):
 
     @staticmethod
     def vmap(info, in_dims, x, cotangent, shape, geometry):
-        return _WeightGradient.apply(*led(in_dims, (AXES, AXES), x, cotangent), shape, geometry), 0
+        return _WeightGradient.apply(*batch_axis_first(in_dims, (AXES, AXES), x, cotangent), shape, geometry), 0
 
 
 # ---- leading axes --------------------------------------------------------------------------------------------------
 
 
-def led(in_dims, axes, *tensors: Tensor | None) -> list[Tensor | None]:
-    """Tensors of so many axes of their own, with one more leading axis in front: vmap's, or one of length 1.
+def batch_axis_first(in_dims, axes, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Tensors with one more leading axis in front, for vmap: the one it has (`in_dims`), or one of length 1.
 
-    Leading axes are filled up to the same number, so that the new one stands before those of all.
+    `axes`: of each, how many are its own, behind the leading ones. Those are filled up to the same number, so that the
+    new one stands before those of all.
     """
-    fronted = [t if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=False)]
-    extra = [
-        0 if t is None else t.dim() - own - (dim is not None)
-        for t, own, dim in zip(fronted, axes, in_dims, strict=False)
+
+    def fronted(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+
+    # vmap gives a dimension for each argument, also for those after the tensors.
+    first = [None if t is None else fronted(t, dim) for t, dim in zip(tensors, in_dims, strict=False)]
+    leading = [0 if t is None else t.dim() - own for t, own in zip(first, axes, strict=True)]
+    return [
+        None if t is None else t.reshape(t.shape[0], *[1] * (max(leading) - there), *t.shape[1:])
+        for t, there in zip(first, leading, strict=True)
     ]
-    led = []
-    for t, dim, there in zip(fronted, in_dims, extra, strict=False):
-        if t is not None:
-            batch = t.shape[:1] if dim is not None else (1,)
-            rest = t.shape[0 if dim is None else 1 :]
-            t = t.reshape(*batch, *[1] * (max(extra) - there), *rest)
-        led.append(t)
-    return led
 
 
 def summed(gradient: Tensor, shape: torch.Size) -> Tensor:

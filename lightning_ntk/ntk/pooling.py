@@ -8,6 +8,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from lightning_ntk.ntk.convolution import batch_axis_first
+
+# Of images `[..., channels, h, w]`, and of the places in them `[..., entries]`.
+_OWN_AXES = (3, 1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -115,7 +120,7 @@ class _Pick(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, x, where, pooling):
-        return _Pick.apply(*_broadcastable(in_dims, x, where), pooling), 0
+        return _Pick.apply(*batch_axis_first(in_dims, _OWN_AXES, x, where), pooling), 0
 
 
 class _Put(torch.autograd.Function):
@@ -148,9 +153,4 @@ class _Put(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, values, where, pooling):
-        return _Put.apply(*_broadcastable(in_dims, values, where), pooling), 0
-
-
-def _broadcastable(in_dims, *tensors: Tensor) -> list[Tensor]:
-    """With the batch dimension in front, of length 1 where there is none."""
-    return [t.unsqueeze(0) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims, strict=False)]
+        return _Put.apply(*batch_axis_first(in_dims, _OWN_AXES, values, where), pooling), 0

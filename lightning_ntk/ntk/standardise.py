@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp
 
-from lightning_ntk.ntk.convolution import AXES, led, summed
+from lightning_ntk.ntk.convolution import AXES, batch_axis_first, summed
 
 
 def standardise(x: Tensor, groups: int, eps: float) -> Tensor:
@@ -97,7 +97,7 @@ class _Slope(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, t, x, y, r, groups, eps):
-        return _Slope.apply(*led(in_dims, (AXES,) * 4, t, x, y, r), groups, eps), 0
+        return _Slope.apply(*batch_axis_first(in_dims, (AXES,) * 4, t, x, y, r), groups, eps), 0
 
 
 class _Curvature(torch.autograd.Function):
@@ -129,7 +129,7 @@ class _Curvature(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, t, d, x, y, r, groups, eps):
-        return _Curvature.apply(*led(in_dims, (AXES,) * 5, t, d, x, y, r), groups, eps), 0
+        return _Curvature.apply(*batch_axis_first(in_dims, (AXES,) * 5, t, d, x, y, r), groups, eps), 0
 
 
 def _standardised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
