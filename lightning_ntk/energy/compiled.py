@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.jacobian import Network
+from lightning_ntk.ntk.jacobian import Network, with_own_layers
 
 
 def compiled(function: Callable, network: Network, *args: Any) -> Any:
@@ -21,7 +21,7 @@ def compiled(function: Callable, network: Network, *args: Any) -> Any:
     """
     try:
         with torch.no_grad():  # A caller's mode would be one more thing to compile for.
-            return _compiled(function)(getattr(network, "plain", network), *args)
+            return _compiled(function)(with_own_layers(network), *args)
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):  # They have no common class.
             raise

@@ -37,6 +37,8 @@ FEW_COTANGENTS = 48
 def functional(module: nn.Module) -> tuple[Network, Params]:
     """A module as a pure function of its trainable parameters, with those parameters as they are (not detached).
 
+    Its layers are the engine's (`ntk.layers`); `with_own_layers` gives it with PyTorch's own.
+
     Raises:
         ConfigError: none of its parameters is trainable, or a part of it was scripted or exported. When the function
             is called: a layer draws random numbers or keeps running averages, in the mode that the module is in then.
@@ -70,6 +72,11 @@ def functional(module: nn.Module) -> tuple[Network, Params]:
     return network, params
 
 
+def with_own_layers(network: Network) -> Network:
+    """A network of `functional` or `composed` without the engine's layers; any other function as it is."""
+    return getattr(network, "plain", network)
+
+
 def call(module: nn.Module, theta: Params, x: Tensor) -> Tensor:
     """A module's outputs at other parameters than its own, which `theta` has by their names in `named_parameters`.
 
@@ -95,7 +102,7 @@ def composed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:
         return lambda theta, x: function(inner(theta, x))
 
     whole = followed(network)
-    whole.plain = followed(getattr(network, "plain", network))
+    whole.plain = followed(with_own_layers(network))
     return whole
 
 
@@ -286,7 +293,7 @@ class Jacobian:
         """The same by ordinary reverse mode, which large images are faster in, through PyTorch's own layers."""
         leaves = {name: p.clone().requires_grad_() for name, p in self.params.items()}
         with torch.enable_grad():
-            outputs = getattr(self.network, "plain", self.network)(leaves, self.x)
+            outputs = with_own_layers(self.network)(leaves, self.x)
         for row, cotangent in enumerate(cotangents, 1):
             keep = row < len(cotangents)
             found = torch.autograd.grad(
@@ -323,10 +330,9 @@ class Jacobian:
 
     def _by_layers(self, x: Tensor, pairs_at_once: int | None) -> tuple[Params, Tensor] | None:
         """The same by `layer_rows`, or None from the first part on that it does not serve."""
-        plain = getattr(self.network, "plain", self.network)
         rows, outputs, start = {}, [], 0
         for part in in_chunks(x, pairs_at_once):
-            found = layer_rows(plain, self.params, part)
+            found = layer_rows(with_own_layers(self.network), self.params, part)
             if found is None or len(part) == len(x):
                 return found
             if not rows:
