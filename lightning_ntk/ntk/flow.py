@@ -86,8 +86,10 @@ class GradientFlow:
         symmetric = 0.5 * (kernel + kernel.mT)
         eigenvalues, self.eigenvectors = torch.linalg.eigh(symmetric.double())
         self.eigenvalues = eigenvalues.clamp(min=0) + ridge
-        rounding = torch.finfo(symmetric.dtype).eps if rounding is None else rounding
-        rounding = torch.finfo(torch.float64).eps if ridge else rounding
+        if ridge:  # It stands in for what the kernel does not see: only what float64 does not is left out.
+            rounding = torch.finfo(torch.float64).eps
+        elif rounding is None:
+            rounding = torch.finfo(symmetric.dtype).eps
         self.phi = _phi(self.eigenvalues, self.t, approximation, rounding)
 
     def apply(self, residual: Tensor) -> Tensor:
@@ -159,6 +161,7 @@ class _GradientFlowFunction(torch.autograd.Function):
 
 
 def _phi(lam: Tensor, t: float, approximation: Approximation, rounding: float) -> Tensor:
+    """phi of eigenvalues `[..., N]`; see `GradientFlow` for `rounding`."""
     if math.isinf(t):
         seen = lam > lam.shape[-1] * rounding * lam.amax(-1, keepdim=True)
         return torch.where(seen, 1 / torch.where(seen, lam, 1.0), 0.0)
