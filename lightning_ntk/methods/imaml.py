@@ -84,8 +84,8 @@ class IMAML(DescentLearner):
                 task_losses, self.task_loss, x=episodes.query_x[part], y=episodes.query_y[part]
             )
             phi = self.solve(support_x, support_y, self.adapt_steps)
-            curb = self.regularization + self.damping
-            found.append(implicit_gradients(on_support, on_query, phi, curb, self.cg_steps))
+            damped = self.regularization + self.damping
+            found.append(implicit_gradients(on_support, on_query, phi, damped, self.cg_steps))
         gradients, losses, residuals = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.reached = {"cg_residual": residuals.max()}
         return with_gradient(losses.mean(), theta, unflatten(gradients.mean(0), theta))
@@ -109,14 +109,16 @@ def implicit_gradients(
     support_losses: Callable[[Params], Tensor],
     query_losses: Callable[[Params], Tensor],
     phi: Params,
-    curb: float,
+    regularization: float,
     cg_steps: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solves (I + H_m / curb) g_m = grad L_query(phi_m) for T tasks at once.
+    """Solves (I + H_m / regularization) g_m = grad L_query(phi_m) for T tasks at once, by conjugate gradient.
 
     Args:
         support_losses, query_losses: stacked parameters to the losses `[T]`, each of its own task's parameters.
         phi: `[T, *shape]`.
+        regularization: lambda, with the damping on top.
+        cg_steps: at most so many products with each Hessian H_m, that of L_support at phi_m.
 
     Returns:
         g `[T, P]`, L_query(phi) `[T]`, and the relative residuals reached `[T]`.
@@ -130,13 +132,13 @@ def implicit_gradients(
         # A task's loss knows its own parameters only: the Hessian of the sum has the tasks' Hessians as its blocks.
         slope = torch.autograd.grad(support_losses(params).sum(), leaves, create_graph=True, **unused)
 
-    def curved(vectors: Tensor) -> Tensor:
+    def product(vectors: Tensor) -> Tensor:
         pieces = vectors.split([leaf[0].numel() for leaf in leaves], dim=1)
         directions = [piece.view_as(leaf) for piece, leaf in zip(pieces, leaves, strict=True)]
-        product = torch.autograd.grad(slope, leaves, directions, retain_graph=True, **unused)
-        return vectors + _rows(product) / curb
+        by_hessian = torch.autograd.grad(slope, leaves, directions, retain_graph=True, **unused)
+        return vectors + _rows(by_hessian) / regularization
 
-    solution, residuals = conjugate_gradient(curved, target, cg_steps)
+    solution, residuals = conjugate_gradient(product, target, cg_steps)
     return solution, losses.detach(), residuals
 
 
@@ -146,20 +148,21 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, step
     Args:
         product: x to A x, all `[T, P]`.
         steps: at most so many (at least 1), each with one product. A task's steps end where its system is solved, or
-            the curvature of A_m along the next direction is below LEAST_CURVATURE; where that is the target, so is x.
+            the curvature of A_m along the next direction is below LEAST_CURVATURE. Where it is so along the first one,
+            which is the target, x is the target.
 
     Returns:
         x, and |target - A x| / |target| `[T]`. Inner products are summed in float64.
     """
     solution, residual, direction = torch.zeros_like(target), target, target
-    scale = size = _dot(target, target)
+    scale = size = _dot(target, target)  # Squared norms, of the target and of what is left of it.
     going = torch.ones_like(scale, dtype=torch.bool)
     for number in range(steps):
         moved = product(direction)
         curvature = _dot(direction, moved)
         if number == 0:
-            bent = (curvature < LEAST_CURVATURE * scale).unsqueeze(1)
-            solution, residual = torch.where(bent, target, 0), torch.where(bent, target - moved, target)
+            unsolvable = (curvature < LEAST_CURVATURE * scale).unsqueeze(1)
+            solution, residual = torch.where(unsolvable, target, 0), torch.where(unsolvable, target - moved, target)
         going = (
             going
             & (curvature >= LEAST_CURVATURE * _dot(direction, direction))
