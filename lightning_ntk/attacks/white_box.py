@@ -99,11 +99,9 @@ def pgd_linf(
     check_eps(step_size, "step_size")
     size, length = per_image(eps, x), per_image(step_size, x)
 
-    def project(images: Tensor) -> Tensor:
-        return (x + (images - x).clamp(-size, size)).clamp(0, 1)
-
     def step(images: Tensor, gradient: Tensor) -> Tensor:
-        return project(images + length * gradient.sign())
+        change = images + length * gradient.sign() - x
+        return (x + change.clamp(-size, size)).clamp(0, 1)
 
     start = x if generator is None else (x + size * random_cube(x, generator)).clamp(0, 1)
     return _ascend(predict, start, y, step, steps, attack_loss(loss), keep)
@@ -213,7 +211,6 @@ def _ascend(
     keep: Keep,
 ) -> Attacked:
     """`steps` steps from the start, and the iterate that `keep` asks for."""
-    check_steps(steps)
     if keep not in KEEP:
         raise ConfigError(f"keep must be one of {', '.join(KEEP)}, but got {keep!r}.")
     images, kept = start, None
