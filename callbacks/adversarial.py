@@ -36,10 +36,9 @@ from lightning_ntk.ntk.memory import footprint
 from lightning_ntk.ntk.precision import full_precision
 from lightning_ntk.running.results import mean_and_ci95
 from lightning_ntk.running.run import Run
-from lightning_ntk.tracking.metric_names import is_l2
+from lightning_ntk.tracking.metric_names import CLEAN, is_l2
 
 KEY = "callbacks.adversarial"
-CLEAN = "adversarial/clean/accuracy"
 SUPPORT = "adversarial_support"
 # Of queries that an episode may have none of: such an episode is left out of the mean.
 OF_SOME = ("queries", "l2")

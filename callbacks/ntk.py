@@ -178,16 +178,16 @@ class NTK(ProbeCallback):
 
     def _remember(self) -> None:
         """Keep what the next probe in training is compared with, and the spectrum for the curve over training."""
-        kernels = self.series.get(KERNEL, [])
-        sides = {math.isqrt(len(flat)) for flat in kernels if flat}
+        measured = self.series.get(KERNEL, [])
+        sides = {math.isqrt(len(flat)) for flat in measured if flat}
         if sides and any(len(kernel) not in sides for kernel in self._last.values()):
             # Restarted with kernels of another size: one curve cannot hold both, so that it begins anew.
             self._last, self.steps, self.spectra = {}, [], []
-        for index, flat in enumerate(kernels):
+        for index, flat in enumerate(measured):
             if flat:
                 side = math.isqrt(len(flat))
                 self._last[index] = torch.tensor(flat, dtype=torch.float64).view(side, side)
-        if any(kernels):
+        if any(measured):
             if not self.steps:
                 self.steps, self.spectra = [0], [mean_spectrum(self.series[EIGENVALUES_AT_START])]
             self.steps.append(self.step)

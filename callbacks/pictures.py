@@ -1,5 +1,6 @@
 """Pictures of episodes: what a method was shown, what it said, how sure it was, and what an attack changes."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -109,7 +110,7 @@ class Pictures(ProbeCallback):
 
     def _attacked(self, coupled: bool, predict: Any, episode: Episode, chosen: Tensor, seed: int) -> Attacked:
         """The chosen queries under attack; the others with them only where the network couples its inputs."""
-        suite = Suite(attacks=self.suite.attacks, linf_eps=self.suite.linf_eps, steps=self.suite.steps, coupled=coupled)
+        suite = dataclasses.replace(self.suite, coupled=coupled)
         if not coupled:
             return suite.pgd_linf(self.eps, predict, episode.query_x[chosen], episode.query_y[chosen], seed)
         found = suite.pgd_linf(self.eps, predict, episode.query_x, episode.query_y, seed)
