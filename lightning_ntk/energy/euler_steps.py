@@ -15,6 +15,7 @@ contrasts, with one backward pass less for each example, and the adapted functio
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +55,9 @@ class EulerSteps:
     step_cap: float | None = None
     coupled: bool = True
     rank_tolerance: float = 1e-6
-    kernel = "full"
-    inverts = False
+    # As in `ClosedForm`; there is no choice here.
+    kernel: ClassVar[str] = "full"
+    inverts: ClassVar[bool] = False
 
     def seen(self, network: Network, targets: Tensor) -> Network:
         """The network whose f(X) and H `solve` takes: that of the contrasts for cross-entropy of class numbers."""
@@ -65,7 +67,10 @@ class EulerSteps:
         """a after k steps, from H `[n C, n C]`, f(X) `[n, C]` and the targets of the loss; C is that of `seen`."""
         kernel, outputs = 0.5 * (kernel + kernel.mT).double(), outputs.double()
         targets = targets.double() if targets.is_floating_point() else targets
-        largest = lambda: largest_eigenvalue(lambda u: kernel @ u, outputs.flatten())  # noqa: E731
+
+        def largest() -> Tensor:
+            return largest_eigenvalue(lambda u: kernel @ u, outputs.flatten())
+
         step = capped(self.alpha, self.steps, self.step_cap, outputs.shape[0], largest) / self.steps
 
         slope = slopes(self.loss, targets, outputs)

@@ -81,10 +81,11 @@ def _solve(network: Network, params: Params, x: Tensor, targets: Tensor, how: Cl
     settings = how.flow_settings(kernel, rows.dtype)
     flow = GradientFlow(kernel, how.t, **settings)
     residual = (targets - operator.outputs).double()
-    apply = flow.apply
-    if kernel.requires_grad:  # As in `ClosedForm.solve`.
-        apply = lambda column: gradient_flow(kernel, column, how.t, **settings)  # noqa: E731
-    return rows, flow, residual, _by_output(apply, residual).mT
+
+    def solve(column: Tensor) -> Tensor:  # As in `ClosedForm.solve`.
+        return gradient_flow(kernel, column, how.t, **settings) if kernel.requires_grad else flow.apply(column)
+
+    return rows, flow, residual, _by_output(solve, residual).mT
 
 
 def _by_output(function, *columns: Tensor) -> Tensor:

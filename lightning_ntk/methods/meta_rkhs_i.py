@@ -184,7 +184,10 @@ class MetaRKHSI(MetaLearner):
 
     def _alpha(self, network: Network, params: Params, x: Tensor, y: Tensor, steps: int) -> energy.Step:
         """alpha, or what the cap leaves of it, for so many steps on inputs `[n, ...]` of one task."""
-        largest = lambda: energy.largest_ntk_eigenvalue(seen(network, self.loss, y), params, x)  # noqa: E731
+
+        def largest() -> Tensor:
+            return energy.largest_ntk_eigenvalue(seen(network, self.loss, y), params, x)
+
         return capped(self.alpha, steps, self.step_cap, x.shape[0], largest)
 
     def check_finite(self, loss: Tensor) -> None:

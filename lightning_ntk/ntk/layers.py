@@ -119,7 +119,8 @@ def _as_select_scatter(input, src, dim, index):
 
 
 def _unless_product(input, dim, index, src, reduce, *, include_self=True):
-    return _refuse("cumprod, or the exponential of a sum of logarithms,")() if reduce == "prod" else None
+    if reduce == "prod":
+        raise _refusal("cumprod, or the exponential of a sum of logarithms,")
 
 
 def _as_eigh(A, UPLO="L"):
@@ -132,12 +133,15 @@ def _as_slogdet(A):
 
 def _refuse(replacement: str):
     def refuse(*args, **kwargs):
-        raise ConfigError(
-            f"The network calls a function of PyTorch's whose derivatives come out wrong here. Call {replacement} "
-            "instead."
-        )
+        raise _refusal(replacement)
 
     return refuse
+
+
+def _refusal(replacement: str) -> ConfigError:
+    return ConfigError(
+        f"The network calls a function of PyTorch's whose derivatives come out wrong here. Call {replacement} instead."
+    )
 
 
 def _pair(value) -> tuple[int, int]:
