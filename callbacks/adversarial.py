@@ -20,7 +20,6 @@ from lightning_ntk.attacks.base import (
     Predictor,
     check_episode,
     check_eps,
-    check_steps,
     evaluate,
     in_parts,
     is_wrong,
@@ -29,7 +28,7 @@ from lightning_ntk.attacks.losses import attack_loss
 from lightning_ntk.attacks.suite import LINF, NAMES, SIMBA, Suite, l2_name, linf_name, parse_size, parse_sizes
 from lightning_ntk.attacks.white_box import input_gradient, l2_norms
 from lightning_ntk.episode import Episode
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.memory import footprint
@@ -138,7 +137,7 @@ class Adversarial(ProbeCallback):
                 )
         eps = parse_size(fit_eps, f"{KEY}.fit_eps")
         check_eps(eps, f"{KEY}.fit_eps")
-        check_steps(fit_steps, f"{KEY}.fit_steps")
+        check_at_least(1, fit_steps, f"{KEY}.fit_steps")
         self.fit_suite = dataclasses.replace(self.suite, attacks=("pgd_linf",), linf_eps=(eps,), steps=fit_steps)
 
     def prepare(self, run: Run) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from callbacks.probing import episode_seed, is_finite, on_device, undisturbed
 from callbacks.timing import Timing
 from lightning_ntk.episode import Episode
-from lightning_ntk.errors import ConfigError, DivergenceError
+from lightning_ntk.errors import ConfigError, DivergenceError, check_at_least
 from lightning_ntk.methods.base import MetaLearner, gather_by_index
 from lightning_ntk.running import random_state
 from lightning_ntk.running.results import mean_and_ci95
@@ -66,10 +66,7 @@ class ProbeCallback(pl.Callback):
         if not hasattr(self, "name"):
             raise ConfigError(f'{type(self).__name__} needs a name for its metrics: name: ClassVar[str] = "...".')
         for key, value in (("fit_every", fit_every), ("fit_episodes", fit_episodes), ("test_episodes", test_episodes)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ConfigError(
-                    f"callbacks.{self.name}.{key} must be a whole number of at least 0, but got {value!r}."
-                )
+            check_at_least(0, value, f"callbacks.{self.name}.{key}")
         self.fit_every = fit_every
         self.counts = {"fit": fit_episodes, "test": test_episodes}
         self.episodes: dict[str, list[float]] = {}

@@ -16,7 +16,7 @@ from lightning_ntk.attacks.base import Attacked, check_episode
 from lightning_ntk.attacks.suite import Suite, parse_size
 from lightning_ntk.comparison.fit_figure import check_drawable
 from lightning_ntk.episode import Episode
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.running.run import Run
 
@@ -59,8 +59,7 @@ class Pictures(ProbeCallback):
         test_episodes: int = 3,
     ) -> None:
         super().__init__(fit_every=fit_every, fit_episodes=fit_episodes, test_episodes=test_episodes)
-        if isinstance(queries, bool) or queries < 1:
-            raise ConfigError(f"{KEY}.queries must be a whole number of at least 1, but got {queries!r}.")
+        check_at_least(1, queries, f"{KEY}.queries")
         self.queries = queries
         self.eps = None if eps is None else parse_size(eps, f"{KEY}.eps")
         self.suite = Suite(attacks=("pgd_linf",), linf_eps=() if eps is None else (self.eps,), steps=steps)

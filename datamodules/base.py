@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from datamodules.checks.drawn import check_episode, check_settings
 from datamodules.checks.survey import SPLITS, Survey
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.errors import ConfigError, DataError, check_at_least
 
 # Test episodes by which data are known, unless they say otherwise.
 HASHED_EPISODES = 4
@@ -303,9 +303,3 @@ def rounded(values: np.ndarray) -> np.ndarray:
     """Floats to ten binary digits: equal in spite of the rounding of other machines and precisions."""
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.rint(mantissa * 2**10) / 2**10, exponent) + 0.0  # No -0.
-
-
-def check_at_least(minimum: int, value: int, key: str) -> None:
-    """Raise `ConfigError` naming the key unless value is a whole number >= minimum."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{key} must be a whole number of at least {minimum}, but got {value!r}.")

@@ -6,12 +6,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import SPLITS, check_at_least
+from datamodules.base import SPLITS
 from datamodules.files.cache import Items, PackedClasses, cache_key, load_or_build, reading
 from datamodules.files.decoding import Format, Item, decode
 from datamodules.files.storage import cache_folder, locked, remove_leftovers, scratch, writing
 from datamodules.images import ImageDataModule
-from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.errors import ConfigError, DataError, check_at_least
 
 
 class CachedImages(ImageDataModule):

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from datamodules.base import check_at_least
 from datamodules.images import Classes, ImageDataModule
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 
 INK_LEVELS = 16
 

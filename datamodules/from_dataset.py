@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from datamodules.base import SPLITS, check_at_least
+from datamodules.base import SPLITS
 from datamodules.episodes.counter import key_of, random_words, steps
 from datamodules.files.any_image import as_pil, describe, image_of
 from datamodules.files.splits import find_split_file, read_split
 from datamodules.images import Classes, ImageDataModule
-from lightning_ntk.errors import ConfigError, DataError, nearest_name
+from lightning_ntk.errors import ConfigError, DataError, check_at_least, nearest_name
 
 # Where datasets keep their labels: torchvision's, and many others. `samples` hold pairs of a path and a label.
 LABELS = ("targets", "labels", "_labels", "samples", "_samples", "imgs", "y")

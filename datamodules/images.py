@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import SPLITS, EpisodicDataModule, Key, check_at_least
+from datamodules.base import SPLITS, EpisodicDataModule, Key
 from datamodules.checks.disjoint import check_disjoint
 from datamodules.checks.survey import Survey, missing_splits, survey_images
 from datamodules.episodes.augment import (
@@ -27,7 +27,7 @@ from datamodules.episodes.drawing import TaskShape, draw_images
 from datamodules.episodes.image_store import Classes, ImageStore, channel_statistics, check_images, gather
 from datamodules.files.storage import cache_folder
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.errors import ConfigError, DataError, check_at_least
 
 __all__ = ["Classes", "ImageDataModule"]
 

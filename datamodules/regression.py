@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.base import EpisodicDataModule, check_at_least
+from datamodules.base import EpisodicDataModule
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.errors import ConfigError, DataError, check_at_least
 
 # Inputs [n, inputs] to targets [n, outputs], both float64.
 Function = Callable[[np.ndarray], np.ndarray]

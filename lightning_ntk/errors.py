@@ -40,3 +40,9 @@ def nearest_name(name: str, choices: Iterable[str]) -> str:
     """A clause to end an error with: `` Did you mean 'x'?``, or an empty string when nothing is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_at_least(minimum: int, value: int, key: str) -> None:
+    """Raise `ConfigError` naming the key unless value is a whole number >= minimum."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{key} must be a whole number of at least {minimum}, but got {value!r}.")

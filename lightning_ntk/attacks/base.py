@@ -87,12 +87,6 @@ def check_eps(eps: float | Tensor, key: str = "eps", most: float = 1.0) -> None:
             raise ConfigError(f"{key} must be {bound} in units of images in [0, 1], but got {size!r}.")
 
 
-def check_steps(steps: int, key: str = "steps") -> None:
-    """Raise `ConfigError` naming the key unless steps is a whole number >= 1."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"{key} must be a whole number of at least 1, but got {steps!r}.")
-
-
 def per_image(sizes: float | Tensor, x: Tensor) -> float | Tensor:
     """Sizes that multiply images x: a number, or `[*batch]` with axes for channels, height and width."""
     return sizes[..., None, None, None] if isinstance(sizes, Tensor) else sizes

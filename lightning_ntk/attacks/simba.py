@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps, evaluate, is_wrong
+from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, evaluate, is_wrong
 from lightning_ntk.attacks.losses import attack_loss
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 
 BASES = ("pixel", "dct")
 
@@ -116,7 +116,7 @@ def _orders(batch: torch.Size, count: int, directions: int | None, generator: to
     if generator is None:
         raise ConfigError("simba needs a generator, which draws the order of the directions, or the order itself.")
     if directions is not None:
-        check_steps(directions, "directions")
+        check_at_least(1, directions, "directions")
     drawn = torch.rand(*batch, count, generator=generator, device=generator.device)
     return drawn.argsort(-1)[..., :directions]
 

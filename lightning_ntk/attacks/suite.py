@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_steps
+from lightning_ntk.attacks.base import Attacked, Predictor, check_eps
 from lightning_ntk.attacks.losses import attack_loss
 from lightning_ntk.attacks.noise import gaussian_noise
 from lightning_ntk.attacks.simba import BASES, simba
 from lightning_ntk.attacks.support import Adapt, pgd_through_adaptation
 from lightning_ntk.attacks.white_box import fgsm, pgd_l2, pgd_linf
 from lightning_ntk.episode import Episode
-from lightning_ntk.errors import ConfigError, nearest_name
+from lightning_ntk.errors import ConfigError, check_at_least, nearest_name
 
 SIMBA = tuple(f"simba_{basis}" for basis in BASES)
 LINF = ("fgsm", "pgd_linf", "noise")
@@ -61,8 +61,8 @@ class Suite:
             check_eps(eps, f"{prefix}.linf_eps")
         for eps in self.l2_eps:
             check_eps(eps, f"{prefix}.l2_eps", most=math.inf)
-        check_steps(self.steps, f"{prefix}.steps")
-        check_steps(self.simba_directions, f"{prefix}.simba_directions")
+        check_at_least(1, self.steps, f"{prefix}.steps")
+        check_at_least(1, self.simba_directions, f"{prefix}.simba_directions")
         for key in ("step_size", "simba_step", "simba_frequencies"):
             if (value := getattr(self, key)) is None:
                 continue

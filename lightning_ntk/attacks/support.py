@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, check_steps, is_wrong
+from lightning_ntk.attacks.base import Attacked, Predictor, check_eps, check_images, is_wrong
 from lightning_ntk.attacks.losses import attack_loss, margin
 from lightning_ntk.attacks.white_box import input_gradient, linf_step
+from lightning_ntk.errors import check_at_least
 
 # Adapts to support images [n, channels, height, width] with labels [n]; passes gradients on to the images.
 Adapt = Callable[[Tensor, Tensor], Predictor]
@@ -54,7 +55,7 @@ def pgd_through_adaptation(
     """
     check_images(support_x, support_y)
     check_eps(eps)
-    check_steps(steps)
+    check_at_least(1, steps, "steps")
     step_size = linf_step(eps, steps) if step_size is None else step_size
     check_eps(step_size, "step_size")
     score = mistakes if loss == "mistakes" else attack_loss(loss)

@@ -19,13 +19,12 @@ from lightning_ntk.attacks.base import (
     Predictor,
     check_eps,
     check_images,
-    check_steps,
     evaluate,
     is_wrong,
     per_image,
 )
 from lightning_ntk.attacks.losses import AttackLoss, attack_loss
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 
 # Which iterate an attack returns: the worst for the model, image by image or (for a predictor that couples its images)
 # task by task; or the last, whatever came before it.
@@ -94,7 +93,7 @@ def pgd_linf(
     """
     check_images(x, y)
     check_eps(eps)
-    check_steps(steps)
+    check_at_least(1, steps, "steps")
     step_size = linf_step(eps, steps) if step_size is None else step_size
     check_eps(step_size, "step_size")
     size, length = per_image(eps, x), per_image(step_size, x)
@@ -143,7 +142,7 @@ def pgd_l2(
     """
     check_images(x, y)
     check_eps(eps, most=float("inf"))
-    check_steps(steps)
+    check_at_least(1, steps, "steps")
     size = per_image(eps, x)
     length = 2.5 * size / steps if step_size is None else per_image(step_size, x)
     check_eps(length, "step_size", most=float("inf"))

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 
 SCHEDULES = ("constant", "cosine")
 
@@ -10,8 +10,7 @@ SCHEDULES = ("constant", "cosine")
 def check_top_level(config: DictConfig) -> None:
     """Raise `ConfigError` for settings beside the groups that are of another type or out of range."""
     for key in ("steps", "val_every"):
-        if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 1:
-            raise ConfigError(f"{key} must be a whole number of at least 1, but got {config[key]!r}.")
+        check_at_least(1, config[key], key)
     # As far as numpy's global generator takes it.
     if isinstance(config.seed, bool) or not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed must be a whole number from 0 to {2**32 - 1}, but got {config.seed!r}.")

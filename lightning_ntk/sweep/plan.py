@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least
 from lightning_ntk.running.lock import LOCK_FILE, is_locked
 from lightning_ntk.settings.config import compose_config
 from lightning_ntk.settings.overrides import key_of
@@ -52,8 +52,7 @@ def needs_of(config: DictConfig) -> Needs:
     check_steps(config)
     trainer = config.trainer
     nodes = trainer.get("num_nodes", 1)
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise ConfigError(f"trainer.num_nodes must be a whole number of at least 1, but got {nodes!r}.")
+    check_at_least(1, nodes, "trainer.num_nodes")
     devices, tasks = count_devices(trainer.get("devices", 1)), config.data.get("tasks_per_step")
     if devices and isinstance(tasks, int) and tasks % (devices * nodes):
         raise ConfigError(

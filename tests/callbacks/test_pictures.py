@@ -141,6 +141,7 @@ def test_bad_settings_name_their_key():
         ({"eps": "eight"}, r"callbacks\.pictures\.eps takes numbers or quotients"),
         ({"steps": 0}, r"callbacks\.pictures\.steps must be a whole number"),
         ({"queries": 0}, r"callbacks\.pictures\.queries must be a whole number"),
+        ({"queries": 2.5}, r"callbacks\.pictures\.queries must be a whole number"),
     ):
         with pytest.raises(ConfigError, match=message):
             Pictures(**settings)
