@@ -18,6 +18,8 @@ from torch import Tensor
 
 # The axes of images [n, channels, h, w] and of weights [out, in, kh, kw]; axes before them are leading ones.
 AXES = 4
+# On a CPU, PyTorch hands a single image to oneDNN only if it has more numbers than this; its own kernel is slower.
+ONEDNN_ABOVE = 20480
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +53,8 @@ class Geometry:
 
 
 def _loops(tensor: Tensor) -> bool:
-    """Whether leading axes are a loop of dense convolutions, or folded into one grouped convolution.
-
-    PyTorch hands a single image to oneDNN only if it has more numbers than this; its own kernel is slower.
-    """
-    return tensor.device.type == "cpu" and tensor.shape[-3:].numel() > 20480
+    """Whether leading axes are a loop of dense convolutions, or folded into one grouped convolution."""
+    return tensor.device.type == "cpu" and tensor.shape[-3:].numel() > ONEDNN_ABOVE
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

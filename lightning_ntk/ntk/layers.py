@@ -11,13 +11,13 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import linear_algebra, norms
-from lightning_ntk.ntk.convolution import convolve, geometry_of
+from lightning_ntk.ntk.convolution import ONEDNN_ABOVE, convolve, geometry_of
 from lightning_ntk.ntk.pooling import Window, max_pool
 from lightning_ntk.ntk.standardise import standardise
 
 # Layers on smaller images (channels * height * width) stay PyTorch's own: there the engine's bookkeeping costs more
-# than it saves, and PyTorch hands single images of that size to a slower kernel than oneDNN's.
-SMALLEST_IMAGE = 20480
+# than it saves, and its loops over single images would be without oneDNN.
+SMALLEST_IMAGE = ONEDNN_ABOVE
 # The fused ways to compute attention have no forward-mode derivative.
 ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 

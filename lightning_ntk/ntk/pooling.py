@@ -93,22 +93,26 @@ class _MaxPool(torch.autograd.Function):
         return tuple(part.unflatten(0, (info.batch_size, -1)) for part in folded), (0, 0)
 
 
-class _Pick(torch.autograd.Function):
-    """The entries `where` of images `[..., channels, h, w]`, as `[..., channels, h', w']`."""
+class _AtPlaces(torch.autograd.Function):
+    """Common to both: linear in images, and nothing to be differentiated in the places `where`."""
 
     generate_vmap_rule = False
-
-    @staticmethod
-    def forward(x, where, pooling):
-        shape = torch.broadcast_shapes(x.shape[:-3], where.shape[:-1])
-        picked = _flat(x).expand(*shape, -1).gather(-1, where.expand(*shape, -1))
-        return _unflat(picked, pooling.pooled)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         _, where, ctx.pooling = inputs
         ctx.save_for_backward(where)
         ctx.save_for_forward(where)
+
+
+class _Pick(_AtPlaces):
+    """The entries `where` of images `[..., channels, h, w]`, as `[..., channels, h', w']`."""
+
+    @staticmethod
+    def forward(x, where, pooling):
+        shape = torch.broadcast_shapes(x.shape[:-3], where.shape[:-1])
+        picked = _flat(x).expand(*shape, -1).gather(-1, where.expand(*shape, -1))
+        return _unflat(picked, pooling.pooled)
 
     @staticmethod
     def backward(ctx, cotangent):
@@ -123,10 +127,8 @@ class _Pick(torch.autograd.Function):
         return _Pick.apply(*batch_axis_first(in_dims, _OWN_AXES, x, where), pooling), 0
 
 
-class _Put(torch.autograd.Function):
+class _Put(_AtPlaces):
     """Images `[..., channels, h, w]` of zeros but for values `[..., channels, h', w']`, each added at its `where`."""
-
-    generate_vmap_rule = False
 
     @staticmethod
     def forward(values, where, pooling):
@@ -136,12 +138,6 @@ class _Put(torch.autograd.Function):
         index, values = where.expand(*shape, -1), _flat(values).expand(*shape, -1)
         x = x.scatter_add_(-1, index, values) if pooling.overlap else x.scatter_(-1, index, values)
         return _unflat(x, pooling.image)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, where, ctx.pooling = inputs
-        ctx.save_for_backward(where)
-        ctx.save_for_forward(where)
 
     @staticmethod
     def backward(ctx, cotangent):
