@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.regression import Function, RegressionDataModule, check_positive
-from lightning_ntk.errors import check_at_least
+from datamodules.regression import Function, RegressionDataModule
+from lightning_ntk.errors import check_at_least, check_positive
 
 
 class Fourier(RegressionDataModule):

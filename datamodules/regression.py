@@ -8,7 +8,7 @@ import torch
 
 from datamodules.base import EpisodicDataModule
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, DataError, check_at_least
+from lightning_ntk.errors import DataError, check_at_least
 
 # Inputs [n, inputs] to targets [n, outputs], both float64.
 Function = Callable[[np.ndarray], np.ndarray]
@@ -90,9 +90,3 @@ class RegressionDataModule(EpisodicDataModule):
         y = np.ascontiguousarray(y, dtype=np.float64)  # Torch knows no negative strides, nor all of numpy's types.
         x, y = (torch.from_numpy(a).to(torch.get_default_dtype()) for a in (x, y))
         return Episode(x[:shots], y[:shots], x[shots:], y[shots:], torch.tensor(index))
-
-
-def check_positive(value: float, key: str) -> None:
-    """Raise `ConfigError` naming the key unless the value is a finite positive number."""
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{key} must be a finite positive number, but got {value!r}.")

@@ -5,6 +5,7 @@ traceback.
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -46,3 +47,15 @@ def check_at_least(minimum: int, value: int, key: str) -> None:
     """Raise `ConfigError` naming the key unless value is a whole number >= minimum."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{key} must be a whole number of at least {minimum}, but got {value!r}.")
+
+
+def check_positive(value: float, key: str) -> None:
+    """Raise `ConfigError` naming the key unless value is a finite number > 0."""
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{key} must be a finite positive number, but got {value!r}.")
+
+
+def check_not_negative(value: float, key: str) -> None:
+    """Raise `ConfigError` naming the key unless value is a finite number >= 0."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{key} must be a finite number >= 0, but got {value!r}.")

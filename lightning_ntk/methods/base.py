@@ -19,8 +19,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, DivergenceError
-from lightning_ntk.methods.inner_loop import check_positive
+from lightning_ntk.errors import ConfigError, DivergenceError, check_positive
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.layers import plain_attention
 from lightning_ntk.running.results import mean_and_ci95
@@ -61,7 +60,7 @@ class MetaLearner(pl.LightningModule):
 
     def __init__(self, network: nn.Module, spec: TaskSpec, *, lr: float = 1e-3) -> None:
         super().__init__()
-        check_positive(lr=lr)
+        check_positive(lr, "method.lr")
         if spec.kind == "classification" and spec.outputs < 2:
             raise ConfigError(f"Expected a TaskSpec of at least 2 classes, but it has outputs={spec.outputs}.")
         self.network = network

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ntk.episode import TaskSpec
+from lightning_ntk.errors import check_at_least, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend
-from lightning_ntk.methods.inner_loop import check_inner_steps, check_positive
 from lightning_ntk.ntk.jacobian import Params, functional
 
 
@@ -29,8 +29,8 @@ class FromScratch(DescentLearner):
 
     def __init__(self, network: nn.Module, spec: TaskSpec, *, adapt_steps: int = 50, adapt_lr: float = 1e-3) -> None:
         super().__init__(network, spec)
-        check_inner_steps(adapt_steps=adapt_steps)
-        check_positive(adapt_lr=adapt_lr)
+        check_at_least(0, adapt_steps, "method.adapt_steps")
+        check_positive(adapt_lr, "method.adapt_lr")
         self.adapt_steps = adapt_steps
         self.adapt_lr = adapt_lr
 

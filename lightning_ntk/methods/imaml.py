@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from lightning_ntk.energy.meta_rkhs_ii import with_gradient
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import check_at_least, check_not_negative, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend, task_losses
-from lightning_ntk.methods.inner_loop import check_inner_steps, check_not_negative, check_positive
 from lightning_ntk.ntk.checks import check_second_derivatives
 from lightning_ntk.ntk.jacobian import Params, functional, unflatten
 
@@ -61,11 +60,12 @@ class IMAML(DescentLearner):
     ) -> None:
         super().__init__(network, spec, lr=lr)
         check_second_derivatives(network)
-        check_inner_steps(adapt_steps=adapt_steps, test_adapt_steps=test_adapt_steps)
-        check_positive(inner_lr=inner_lr, regularization=regularization)
-        if cg_steps < 1:
-            raise ConfigError(f"method.cg_steps must be at least 1, but got {cg_steps}.")
-        check_not_negative(damping=damping)
+        check_at_least(0, adapt_steps, "method.adapt_steps")
+        check_at_least(0, test_adapt_steps, "method.test_adapt_steps")
+        check_positive(inner_lr, "method.inner_lr")
+        check_positive(regularization, "method.regularization")
+        check_at_least(1, cg_steps, "method.cg_steps")
+        check_not_negative(damping, "method.damping")
         self.regularization = regularization
         self.inner_lr = inner_lr
         self.adapt_steps = adapt_steps

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 
 from torch import nn
 
@@ -22,27 +21,6 @@ def learn2learn_algorithm(name: str) -> type:
             f"This method runs on learn2learn, which cannot be imported ({error}). Install it with: {INSTALL_LINE}"
         ) from error
     return getattr(algorithms, name)
-
-
-def check_inner_steps(**settings: int) -> None:
-    """Raise `ConfigError` unless these settings of a method are 0 or more."""
-    for key, value in settings.items():
-        if value < 0:
-            raise ConfigError(f"method.{key} must be 0 or more, but got {value}.")
-
-
-def check_positive(**settings: float) -> None:
-    """Raise `ConfigError` unless these settings of a method are finite and above 0."""
-    for key, value in settings.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"method.{key} must be a finite positive number, but got {value}.")
-
-
-def check_not_negative(**settings: float) -> None:
-    """Raise `ConfigError` unless these settings of a method are finite and at least 0."""
-    for key, value in settings.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise ConfigError(f"method.{key} must be a finite number >= 0, but got {value}.")
 
 
 def check_parts(network: nn.Module, method: str, parts: tuple[str, ...], instead: str) -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least, check_positive
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_inner_steps, check_positive, learn2learn_algorithm
+from lightning_ntk.methods.inner_loop import learn2learn_algorithm
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_second_derivatives
 
 
@@ -58,8 +58,9 @@ class MAML(MetaLearner):
         check_is_function(network)
         if not first_order:
             check_second_derivatives(network)
-        check_inner_steps(adapt_steps=adapt_steps, test_adapt_steps=test_adapt_steps)
-        check_positive(inner_lr=inner_lr)
+        check_at_least(0, adapt_steps, "method.adapt_steps")
+        check_at_least(0, test_adapt_steps, "method.test_adapt_steps")
+        check_positive(inner_lr, "method.inner_lr")
         if multi_step_loss < 0:
             raise ConfigError(f"method.multi_step_loss must be 0 or more meta-steps, but got {multi_step_loss}.")
         if learn_inner_lrs and adapt_steps == 0:

@@ -12,9 +12,9 @@ from lightning_ntk.energy.meta_rkhs_ii import adapt as adapt_on_kernel
 from lightning_ntk.energy.meta_rkhs_ii import meta_gradient, with_gradient
 from lightning_ntk.energy.tasks import Planner, each_task
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError, DivergenceError
+from lightning_ntk.errors import ConfigError, DivergenceError, check_at_least, check_not_negative, check_positive
 from lightning_ntk.methods.base import MetaLearner, Predictor
-from lightning_ntk.methods.inner_loop import check_choice, check_inner_steps, check_not_negative, check_positive
+from lightning_ntk.methods.inner_loop import check_choice
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function
 from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, add, functional, gradient_and_value
@@ -83,13 +83,12 @@ class MetaRKHSI(MetaLearner):
             raise ConfigError(
                 f"method.adaptation must be one of {', '.join(ADAPTATIONS)}, or null, but got {adaptation!r}."
             )
-        check_not_negative(alpha=alpha)
-        if euler_steps < 1:
-            raise ConfigError(f"method.euler_steps must be 1 or more, but got {euler_steps}.")
+        check_not_negative(alpha, "method.alpha")
+        check_at_least(1, euler_steps, "method.euler_steps")
         if step_cap is not None and not (step_cap > 0 and math.isfinite(step_cap)):
             raise ConfigError(f"method.step_cap must be a finite positive number, or null, but got {step_cap}.")
-        check_inner_steps(adapt_steps=adapt_steps)
-        check_positive(adapt_lr=adapt_lr)
+        check_at_least(0, adapt_steps, "method.adapt_steps")
+        check_positive(adapt_lr, "method.adapt_lr")
         if compile and (energy != "euler" or euler_steps == 1):
             raise ConfigError(
                 "method.compile=true needs method.energy=euler and method.euler_steps above 1, which work on a kernel, "

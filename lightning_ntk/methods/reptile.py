@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lightning_ntk.energy.meta_rkhs_ii import with_gradient
 from lightning_ntk.episode import Episode, TaskSpec
-from lightning_ntk.errors import ConfigError
+from lightning_ntk.errors import ConfigError, check_at_least, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend
-from lightning_ntk.methods.inner_loop import check_choice, check_inner_steps, check_positive
+from lightning_ntk.methods.inner_loop import check_choice
 from lightning_ntk.ntk.jacobian import Params, functional
 
 OPTIMIZERS = ("sgd", "adam")
@@ -66,8 +66,9 @@ class Reptile(DescentLearner):
         lr: float = 1.0,
     ) -> None:
         super().__init__(network, spec, lr=lr)
-        check_inner_steps(adapt_steps=adapt_steps, test_adapt_steps=test_adapt_steps)
-        check_positive(inner_lr=inner_lr)
+        check_at_least(0, adapt_steps, "method.adapt_steps")
+        check_at_least(0, test_adapt_steps, "method.test_adapt_steps")
+        check_positive(inner_lr, "method.inner_lr")
         check_choice(inner_optimizer, OPTIMIZERS, "inner_optimizer")
         check_choice(outer_optimizer, OPTIMIZERS, "outer_optimizer")
         if adapt_steps == 0:
