@@ -126,7 +126,7 @@ class Adversarial(ProbeCallback):
         for name, settings in self.art.items():
             if settings.get("norm", 2) not in (2, "2", math.inf, "inf"):
                 raise ConfigError(
-                    f"{KEY}.art.{name}.norm must be 2 or inf, whose sizes tables have units for, but is "
+                    f"{KEY}.art.{name}.norm must be 2 or inf, as tables have a unit of eps for these alone, but is "
                     f"{settings['norm']}."
                 )
             if "eps" in settings:

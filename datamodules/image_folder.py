@@ -75,9 +75,12 @@ class ImageFolder(CachedImages):
         folders = reading(self._folders)
         if reading(self._is_large, folders):
             return super().class_splits()
+
+        def decoded(folder: Path) -> np.ndarray:
+            return np.stack([decode(item, self.form) for item in reading(_items, folder)])
+
         return {
-            split: {name: np.stack([decode(item, self.form) for item in reading(_items, path)]) for name, path in own}
-            for split, own in ((split, classes.items()) for split, classes in folders.items())
+            split: {name: decoded(folder) for name, folder in classes.items()} for split, classes in folders.items()
         }
 
     def unreadable(self) -> Iterator[str]:

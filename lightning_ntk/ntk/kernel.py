@@ -102,7 +102,8 @@ def fitting_chunk(j1: Jacobian, j2: Jacobian, chunk_size: int | None) -> int:
     if chunk_size is not None or fits < 1:
         raise ConfigError(
             f"The Jacobian rows of {wanted} examples, {of_one / 2**20:.1f} MiB each, take "
-            f"{sides * wanted * of_one / 2**30:.1f} GiB, but {planned / 2**30:.1f} GiB are planned with. "
+            f"{sides * wanted * of_one / 2**30:.1f} GiB, but at most {planned / 2**30:.1f} GiB are used, "
+            f"{PLANNED_PART:.0%} of what is free. "
             + (f"chunk_size={fits} would fit." if fits else "Not even one example fits: take a smaller network.")
         )
     return fits

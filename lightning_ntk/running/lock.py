@@ -39,7 +39,10 @@ def lock(file: Path, wait_s: float = 0.0) -> int | None:
                 return None
             time.sleep(0.1)
         except OSError as error:
-            sys.stderr.write(f"{file.parent} is on a file system without locks ({error.strerror}): start this once.\n")
+            sys.stderr.write(
+                f"{file.parent} is on a file system without locks ({error.strerror}): nothing keeps a second process "
+                "out, so do not start one.\n"
+            )
             break
     os.truncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -46,8 +46,8 @@ def check_strategy(strategy: Any) -> None:
         raise ConfigError(f"trainer.strategy must be auto, ddp or a variant of it (ddp_...), but got {strategy}.")
     if any(kind in str(strategy) for kind in ("spawn", "fork", "notebook")):
         raise ConfigError(
-            f"trainer.strategy={strategy} tests in processes that take their scores with them. Use ddp, which starts "
-            "the command once for each rank."
+            f"trainer.strategy={strategy} tests in processes whose scores are lost with them. Use ddp, "
+            "which starts the command once for each rank."
         )
 
 
