@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_ntk.ntk.flow import Approximation, GradientFlow, gradient_flow
-from lightning_ntk.ntk.jacobian import Network
+from lightning_ntk.ntk.jacobian import Network, groups_at_once
 
 
 class Solution(NamedTuple):
@@ -88,5 +88,5 @@ class Work:
     compile: bool = False
 
     def at_once(self, group: int) -> int | None:
-        """How many groups of so many pairs at once."""
-        return None if self.pairs_at_once is None else self.pairs_at_once // group
+        """How many groups of so many pairs at once; None takes all."""
+        return groups_at_once(self.pairs_at_once, group)

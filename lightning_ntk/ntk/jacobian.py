@@ -113,6 +113,11 @@ def in_chunks(tensor: Tensor, size: int | None, dim: int = 0) -> tuple[Tensor, .
     return tensor.tensor_split(-(-tensor.shape[dim] // max(1, size)), dim)
 
 
+def groups_at_once(pairs: int | None, group: int) -> int | None:
+    """How many groups of so many pairs make up `pairs`, at least one; None, for all, where that is None."""
+    return None if pairs is None else max(1, pairs // group)
+
+
 def flatten(params: Params, batch_dims: int = 0) -> Tensor:
     """Concatenate parameter-shaped tensors to one vector `[..., P]`, keeping `batch_dims` leading axes."""
     return torch.cat([p.reshape(*p.shape[:batch_dims], -1) for p in params.values()], dim=-1)
@@ -283,7 +288,7 @@ class Jacobian:
     def _rows_of_the_batch(self, start: int, count: int, pairs_at_once: int | None) -> Iterator[Params]:
         """Rows of coupled examples, a backward pass of the whole batch for each: parts of k rows, `[k, *its shape]`."""
         cotangents = self._cotangents(start, count)
-        at_once = _groups(pairs_at_once, self.x.shape[0])
+        at_once = groups_at_once(pairs_at_once, self.x.shape[0])
         few = at_once is not None and at_once <= FEW_COTANGENTS and self.x.device.type == "cpu"
         if few and not self._is_followed():
             return self._rows_one_by_one(cotangents)
@@ -319,7 +324,7 @@ class Jacobian:
             return vmap(lambda cotangent: pullback(cotangent)[0])(basis), output
 
         try:
-            return vmap(of_one, chunk_size=_groups(pairs_at_once, self.output_count))(x)
+            return vmap(of_one, chunk_size=groups_at_once(pairs_at_once, self.output_count))(x)
         except RuntimeError as error:
             if "match the broadcast shape" not in str(error):  # What recurrent layers end in.
                 raise
@@ -357,8 +362,3 @@ def _gathered(parts: Iterable[Tensor], count: int) -> Tensor:
         whole[start : start + part.shape[0]] = part
         start += part.shape[0]
     return whole
-
-
-def _groups(pairs: int | None, group: int) -> int | None:
-    """How many groups make up so many pairs, at least one."""
-    return None if pairs is None else max(1, pairs // group)
