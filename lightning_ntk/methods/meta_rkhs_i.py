@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from lightning_ntk.energy import meta_rkhs_i as energy
 from lightning_ntk.energy.euler_steps import EulerSteps, capped, seen, seen_numbers
+from lightning_ntk.energy.given_gradient import with_gradient
 from lightning_ntk.energy.meta_rkhs_ii import adapt as adapt_on_kernel
-from lightning_ntk.energy.meta_rkhs_ii import meta_gradient, with_gradient
+from lightning_ntk.energy.meta_rkhs_ii import meta_gradient
 from lightning_ntk.energy.tasks import Planner, each_task
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError, check_at_least, check_not_negative, check_positive

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_ntk.energy import meta_rkhs_ii as energy
 from lightning_ntk.energy.closed_form import ClosedForm
+from lightning_ntk.energy.given_gradient import with_gradient
 from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
@@ -126,7 +127,7 @@ class MetaRKHSII(MetaLearner):
                 compile=self.compile_queries,
             )
         self.reached = {"tangents": float(tangents), "left_out": left_out}
-        return energy.with_gradient(loss, params, gradient)
+        return with_gradient(loss, params, gradient)
 
     def training_step(self, episodes: Episode, batch_idx: int) -> Tensor:
         if self.global_step == 0:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ntk.energy.meta_rkhs_ii import with_gradient
+from lightning_ntk.energy.given_gradient import with_gradient
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, check_at_least, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend

@@ -247,13 +247,3 @@ def test_time_zero_changes_nothing_and_infinite_time_fits_the_support():
     assert torch.allclose(still(query_x), network(params, query_x), atol=1e-6)
     fitted = energy.adapt(network, params, x, y, ClosedForm(math.inf))
     assert torch.allclose(fitted(x), y, atol=1e-6)
-
-
-def test_with_gradient_hands_a_given_gradient_to_backward():
-    params = {"a": torch.ones(2, requires_grad=True), "b": torch.ones(1, requires_grad=True)}
-    gradient = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
-    loss = energy.with_gradient(torch.tensor(7.0), params, gradient)
-    assert loss.item() == 7.0
-    (2 * loss).backward()
-    assert torch.equal(params["a"].grad, torch.tensor([2.0, 4.0]))
-    assert torch.equal(params["b"].grad, torch.tensor([6.0]))
