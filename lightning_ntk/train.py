@@ -55,20 +55,15 @@ def main(argv: list[str] | None = None) -> None:
     overrides, config_folder, checkpoint, inherited = command.overrides, command.config_folder, None, []
     resumed_from = last_value(overrides, "ckpt")
     if resumed_from is not None:
-        checkpoint = load_checkpoint(resumed_from, "ckpt")
+        checkpoint, inherited, config_folder = taken_up(resumed_from, overrides, config_folder)
         check_no_other_folder(checkpoint, overrides)
-        # The run's own settings, and what is asked now on top.
-        inherited = checkpoint.settings(overrides)
-        config_folder = config_folder or checkpoint.config_folder
     config = compose_config("train", overrides, config_folder, inherited)
     if checkpoint is None or checkpoint.folder is None:
         # A job that the cluster starts again goes on in its own folder, whatever checkpoint it began from.
         restarted_from = run_folder.restarted_from(config)
         if restarted_from is not None:
             overrides = [o for o in overrides if key_of(o) not in ("ckpt", "run_dir")]
-            checkpoint = load_checkpoint(restarted_from, "ckpt")
-            inherited = checkpoint.settings(overrides)
-            config_folder = config_folder or checkpoint.config_folder
+            checkpoint, inherited, config_folder = taken_up(restarted_from, overrides, config_folder)
             config = compose_config("train", overrides, config_folder, inherited)
     if command.show_config:
         sys.stdout.write(OmegaConf.to_yaml(config))
@@ -79,6 +74,13 @@ def main(argv: list[str] | None = None) -> None:
     elif config.ckpt is not None:
         raise ConfigError(f"ckpt={config.ckpt} must stand on the command line: the run's own settings come with it.")
     train(config, inherited + overrides, checkpoint, config_folder)
+
+
+def taken_up(path: str, overrides: list[str], config_folder: str | None) -> tuple[Checkpoint, list[str], str | None]:
+    """The checkpoint that a run goes on from, the run's own overrides, on top of which come those that are asked now,
+    and the configuration folder: the one that is asked, or else the run's own."""
+    checkpoint = load_checkpoint(path, "ckpt")
+    return checkpoint, checkpoint.settings(overrides), config_folder or checkpoint.config_folder
 
 
 def train(
