@@ -69,6 +69,15 @@ class EpisodeNetwork(nn.Module):
         return self.head(self.embed(x))
 
 
+def check_image_shape(input_shape: Sequence[int], network: str) -> None:
+    """Raise `ConfigError`, naming the choice of network, unless inputs are images."""
+    if len(input_shape) != 3:
+        raise ConfigError(
+            f"network={network} needs images of shape (channels, height, width), but the data's inputs have shape "
+            f"{tuple(input_shape)}. Use network=mlp for vectors."
+        )
+
+
 def couples_examples(network: nn.Module) -> bool:
     """Whether an example's output may depend on the rest of its batch: what the network says, or True if it does not.
 

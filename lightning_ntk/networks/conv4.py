@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.networks.base import EpisodeNetwork
+from lightning_ntk.networks.base import EpisodeNetwork, check_image_shape
 from lightning_ntk.networks.normalisation import GROUPS, check_norm, normalisation_layers
 
 BLOCKS = 4
@@ -40,11 +40,7 @@ class Conv4(EpisodeNetwork):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if len(input_shape) != 3:
-            raise ConfigError(
-                f"network=conv4 needs images of shape (channels, height, width), but the data's inputs have shape "
-                f"{tuple(input_shape)}. Use network=mlp for vectors."
-            )
+        check_image_shape(input_shape, "conv4")
         check_norm(norm)
         if filters < 1:
             raise ConfigError(f"network.filters must be at least 1, but got {filters}.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.networks.base import EpisodeNetwork
+from lightning_ntk.networks.base import EpisodeNetwork, check_image_shape
 from lightning_ntk.networks.normalisation import GROUPS, check_norm, normalisation_layers
 
 # Channels of the four blocks over `width`: 64, 160, 320, 640.
@@ -49,11 +49,7 @@ class ResNet12(EpisodeNetwork):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if len(input_shape) != 3:
-            raise ConfigError(
-                f"network=resnet12 needs images of shape (channels, height, width), but the data's inputs have shape "
-                f"{tuple(input_shape)}. Use network=mlp for vectors."
-            )
+        check_image_shape(input_shape, "resnet12")
         check_norm(norm)
         multiple = 2 * GROUPS if norm == "group" else 2
         if width < 1 or width % multiple:
