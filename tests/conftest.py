@@ -14,7 +14,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
-    """Every test works in a folder of its own, where ./runs goes, and leaves the environment as it was."""
+def _alone(tmp_path, monkeypatch):
+    """Every test works in a folder of its own, where ./runs goes, leaves the environment as it was, and has the same
+    random numbers whatever tests ran before."""
+    torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LIGHTNING_NTK_RUN_FOLDER", raising=False)
