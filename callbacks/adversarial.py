@@ -30,8 +30,8 @@ from lightning_ntk.attacks.white_box import input_gradient, l2_norms
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, check_at_least
 from lightning_ntk.methods.base import MetaLearner
-from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.memory import footprint
+from lightning_ntk.ntk.network import functional
 from lightning_ntk.ntk.precision import full_precision
 from lightning_ntk.running.results import mean_and_ci95
 from lightning_ntk.running.run import Run

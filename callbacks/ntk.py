@@ -16,7 +16,7 @@ from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DivergenceError
 from lightning_ntk.methods.base import MetaLearner
 from lightning_ntk.ntk import functional, spectrum
-from lightning_ntk.ntk.jacobian import Params
+from lightning_ntk.ntk.params import Params
 from lightning_ntk.ntk.precision import full_precision
 from lightning_ntk.running.run import Run
 

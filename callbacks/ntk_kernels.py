@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk import empirical_ntk, functional, spectrum
-from lightning_ntk.ntk.jacobian import Params
+from lightning_ntk.ntk.params import Params
 
 
 def kernels(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
-from lightning_ntk.ntk.jacobian import Network, Params
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params
 
 
 def dense_jacobian(network: Network, params: Params, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DataError
-from lightning_ntk.ntk.jacobian import in_chunks
+from lightning_ntk.ntk.params import in_chunks
 
 # Maps images [*batch, channels, height, width] in [0, 1] to logits [*batch, C].
 Predictor = Callable[[Tensor], Tensor]

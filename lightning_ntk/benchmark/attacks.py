@@ -14,8 +14,8 @@ from lightning_ntk.benchmark.measure import Report, Work, interleave
 from lightning_ntk.benchmark.problem import Problem, make_problem
 from lightning_ntk.benchmark.rows import Figure, Table, quotient, timed_rows
 from lightning_ntk.benchmark.settings import Settings
-from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.memory import footprint
+from lightning_ntk.ntk.network import functional
 
 PASS = "forward and backward to the input, all queries"
 PGD_PLAIN, PGD_LINEAR = "PGD-20, plain model", "PGD-20, linearised model (Meta-RKHS-II)"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_ntk.ntk.flow import Approximation, GradientFlow, gradient_flow
-from lightning_ntk.ntk.jacobian import Network, groups_at_once
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import groups_at_once
 
 
 class Solution(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.jacobian import Network, with_own_layers
+from lightning_ntk.ntk.network import Network, with_own_layers
 
 
 def compiled(function: Callable, network: Network, *args: Any) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from lightning_ntk.energy.closed_form import Solution
-from lightning_ntk.ntk.jacobian import Network, composed
+from lightning_ntk.ntk.network import Network, composed
 
 # Enough for the largest eigenvalue to 1 % on the tasks of docs/META_RKHS_I.md.
 KRYLOV_STEPS = 10

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_ntk.ntk.jacobian import Params
+from lightning_ntk.ntk.params import Params
 
 
 def with_gradient(value: Tensor, params: Params, gradient: Params) -> Tensor:

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vjp
 
 from lightning_ntk.energy.euler_steps import TaskLoss, largest_eigenvalue
-from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, in_chunks
+from lightning_ntk.ntk.jacobian import adapted_outputs
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params, in_chunks
 
 # Of an energy: a number, or a scalar tensor where it is chosen for each task.
 Step = float | Tensor

@@ -29,18 +29,9 @@ from lightning_ntk.energy.compiled import compiled
 from lightning_ntk.energy.euler_steps import EulerSteps
 from lightning_ntk.energy.support_gradient import SupportTerms, support_gradient, support_terms, truncate
 from lightning_ntk.energy.tasks import each_task, one_by_one
-from lightning_ntk.ntk.jacobian import (
-    Jacobian,
-    Network,
-    Params,
-    adapted_outputs,
-    add,
-    flatten,
-    gradient_and_value,
-    in_chunks,
-    inner_products,
-    unflatten,
-)
+from lightning_ntk.ntk.jacobian import Jacobian, adapted_outputs, gradient_and_value
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params, add, flatten, in_chunks, inner_products, unflatten
 
 # Maps query outputs [m, C] and query targets to a scalar: a mean over the examples.
 QueryLoss = Callable[[Tensor, Tensor], Tensor]

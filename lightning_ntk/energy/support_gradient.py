@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from lightning_ntk.energy.closed_form import Solution, Work
-from lightning_ntk.ntk.jacobian import Network, Params, add, gradient_and_value, in_chunks, inner_products, unflatten
+from lightning_ntk.ntk.jacobian import gradient_and_value
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params, add, in_chunks, inner_products, unflatten
 
 
 class SupportTerms(NamedTuple):

@@ -10,8 +10,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.jacobian import Network, Params
 from lightning_ntk.ntk.memory import PLANNED_PART, available_bytes, footprint
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params
 
 # Copies of a task's support Jacobian that live at one time: itself, while it is put together, and its products.
 JACOBIAN_COPIES = 3

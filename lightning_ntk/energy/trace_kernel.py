@@ -23,7 +23,9 @@ from torch.func import grad_and_value
 from lightning_ntk.energy.closed_form import ClosedForm, Work
 from lightning_ntk.energy.support_gradient import along_own
 from lightning_ntk.ntk.flow import GradientFlow, gradient_flow
-from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, add, in_chunks, inner_products, unflatten
+from lightning_ntk.ntk.jacobian import Jacobian
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params, add, in_chunks, inner_products, unflatten
 
 
 def adapt(

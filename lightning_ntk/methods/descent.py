@@ -12,8 +12,9 @@ from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function
-from lightning_ntk.ntk.jacobian import Params, call, functional
 from lightning_ntk.ntk.layers import plain_attention
+from lightning_ntk.ntk.network import call, functional
+from lightning_ntk.ntk.params import Params
 
 # Tasks share the overhead of a step, which is most of it where they are small. Above this part of the examples that are
 # worked on at once elsewhere, grouped convolutions cost more than is shared (measured on a CPU, 28x28 and 84x84).

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import check_at_least, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend
-from lightning_ntk.ntk.jacobian import Params, functional
+from lightning_ntk.ntk.network import functional
+from lightning_ntk.ntk.params import Params
 
 
 class FromScratch(DescentLearner):

@@ -11,7 +11,8 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import check_at_least, check_not_negative, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend, task_losses
 from lightning_ntk.ntk.checks import check_second_derivatives
-from lightning_ntk.ntk.jacobian import Params, functional, unflatten
+from lightning_ntk.ntk.network import functional
+from lightning_ntk.ntk.params import Params, unflatten
 
 # Where the Hessian is not positive, the curvature of the linear system can come close to 0, and a step along such a
 # direction is huge and means nothing. A convex task has at least 1.

@@ -18,7 +18,9 @@ from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.methods.inner_loop import check_choice
 from lightning_ntk.networks.base import couples_examples
 from lightning_ntk.ntk.checks import check_derivatives, check_is_function
-from lightning_ntk.ntk.jacobian import Network, Params, adapted_outputs, add, functional, gradient_and_value
+from lightning_ntk.ntk.jacobian import adapted_outputs, gradient_and_value
+from lightning_ntk.ntk.network import Network, functional
+from lightning_ntk.ntk.params import Params, add
 from lightning_ntk.ntk.precision import full_precision, in_full_precision
 
 ENERGIES = ("euler", "cross", "literal")

@@ -15,7 +15,7 @@ from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.networks.base import couples_examples, remedy_of_coupling
 from lightning_ntk.ntk.checks import check_is_function
 from lightning_ntk.ntk.flow import Approximation, check_flow_settings
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 from lightning_ntk.ntk.precision import full_precision, in_full_precision
 
 # Backward passes of single images, for one task's support Jacobian, from which on a user should know what they cost.

@@ -12,7 +12,8 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, check_at_least, check_positive
 from lightning_ntk.methods.descent import DescentLearner, descend
 from lightning_ntk.methods.inner_loop import check_choice
-from lightning_ntk.ntk.jacobian import Params, functional
+from lightning_ntk.ntk.network import functional
+from lightning_ntk.ntk.params import Params
 
 OPTIMIZERS = ("sgd", "adam")
 

@@ -7,147 +7,19 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
+from torch.func import grad_and_value, jvp, vjp, vmap
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.checks import (
-    check_derivatives,
-    check_is_function,
-    check_is_open,
-    check_outputs,
-    drawing_nothing,
-)
+from lightning_ntk.ntk.checks import check_derivatives, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
-from lightning_ntk.ntk.layers import engine_layers
+from lightning_ntk.ntk.network import Network, with_own_layers
+from lightning_ntk.ntk.params import Params, flatten, groups_at_once, in_chunks
 from lightning_ntk.ntk.precision import full_precision
 
-Params = dict[str, Tensor]
-# f(theta, x): inputs [n, *input_shape] to outputs [n, C].
-Network = Callable[[Params, Tensor], Tensor]
-
-
-# Parameters that one float32 product sums over.
-PRODUCT_BLOCK = 8192
 # Where so few cotangents of coupled examples or fewer are worked on at once, a CPU takes them one by one.
 FEW_COTANGENTS = 48
-
-
-def functional(module: nn.Module) -> tuple[Network, Params]:
-    """A module as a pure function of its trainable parameters, with those parameters as they are (not detached).
-
-    Its layers are the engine's (`ntk.layers`); `with_own_layers` gives it with PyTorch's own.
-
-    Raises:
-        ConfigError: none of its parameters is trainable, or a part of it was scripted or exported. When the function
-            is called: a layer draws random numbers or keeps running averages, in the mode that the module is in then.
-    """
-    check_is_open(module)
-    params = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    unreal = [name for name, p in params.items() if p.is_complex()]
-    if unreal:
-        raise ConfigError(
-            f"Expected real parameters, but {', '.join(unreal)} are complex. Keep real and imaginary parts as two real "
-            "ones, and join them by torch.complex in forward."
-        )
-    if not params:
-        raise ConfigError(
-            f"Expected a module with trainable parameters, but {type(module).__name__} has none, and "
-            f"{len(list(module.parameters()))} that are frozen. Call requires_grad_(True) on those to differentiate by."
-        )
-
-    def plain(theta: Params, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return call(module, theta, x)
-        check_is_function(module)
-        with drawing_nothing(module):
-            return call(module, theta, x)
-
-    def network(theta: Params, x: Tensor) -> Tensor:
-        with engine_layers():
-            return plain(theta, x)
-
-    network.plain = plain
-    return network, params
-
-
-def with_own_layers(network: Network) -> Network:
-    """A network of `functional` or `composed` without the engine's layers; any other function as it is."""
-    return getattr(network, "plain", network)
-
-
-def call(module: nn.Module, theta: Params, x: Tensor) -> Tensor:
-    """A module's outputs at other parameters than its own, which `theta` has by their names in `named_parameters`.
-
-    Each parameter is put in place once, wherever the module shares it: `functional_call`'s own way of doing so leaves a
-    plain tensor behind where one part of a module stands in two places (seen with torch 2.14).
-    """
-    first: dict[Tensor, str] = {}
-    placed = {}
-    for prefix, part in module.named_modules():  # Each part once.
-        for key, parameter in part._parameters.items():
-            if parameter is not None:
-                place = f"{prefix}.{key}" if prefix else key
-                name = first.setdefault(parameter, place)
-                if name in theta:
-                    placed[place] = theta[name]
-    return functional_call(module, placed, (x,), tie_weights=False)
-
-
-def composed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:
-    """A network followed by a function of its outputs without parameters, `[n, C]` to `[n, C']`."""
-
-    def followed(inner: Network) -> Network:
-        return lambda theta, x: function(inner(theta, x))
-
-    whole = followed(network)
-    whole.plain = followed(with_own_layers(network))
-    return whole
-
-
-def in_chunks(tensor: Tensor, size: int | None, dim: int = 0) -> tuple[Tensor, ...]:
-    """Cut a tensor along an axis into the fewest, equal parts of at most `size` (at least 1); None leaves it whole."""
-    if size is None:
-        return (tensor,)
-    return tensor.tensor_split(-(-tensor.shape[dim] // max(1, size)), dim)
-
-
-def groups_at_once(pairs: int | None, group: int) -> int | None:
-    """How many groups of so many pairs make up `pairs`, at least one; None, for all, where that is None."""
-    return None if pairs is None else max(1, pairs // group)
-
-
-def flatten(params: Params, batch_dims: int = 0) -> Tensor:
-    """Concatenate parameter-shaped tensors to one vector `[..., P]`, keeping `batch_dims` leading axes."""
-    return torch.cat([p.reshape(*p.shape[:batch_dims], -1) for p in params.values()], dim=-1)
-
-
-def unflatten(vector: Tensor, like: Params) -> Params:
-    """Cut a vector `[P]` into tensors of the shapes of `like`: the inverse of `flatten`."""
-    pieces = vector.split([p.numel() for p in like.values()])
-    return {name: piece.view_as(p) for (name, p), piece in zip(like.items(), pieces, strict=True)}
-
-
-def add(summands: Iterable[Params]) -> Params:
-    """The sum of parameter-shaped tensors; one summand of an iterator is in memory at a time."""
-    return functools.reduce(lambda total, more: {name: total[name] + more[name] for name in total}, summands)
-
-
-def inner_products(a: Tensor, b: Tensor, *, exact: bool = False) -> Tensor:
-    """a b^T in float64, for a `[..., k, P]` and b `[..., l, P]`.
-
-    Float32 products over millions of parameters lose digits that a kernel's small eigenvalues need (1e-3 of them were
-    seen at P = 12 million): short blocks are multiplied, and their results summed in float64. Numbers of 16 bits
-    are taken to 32 before.
-
-    `exact`: multiply in float64, at twice the time or more: for kernels whose eigenvalues near 0 are told from it.
-    """
-    if a.dtype == torch.float64:
-        return a @ b.mT
-    blocks = zip(a.split(PRODUCT_BLOCK, dim=-1), b.split(PRODUCT_BLOCK, dim=-1), strict=True)
-    dtype = torch.float64 if exact else torch.float32
-    return sum((x.to(dtype) @ y.to(dtype).mT).double() for x, y in blocks)
 
 
 def gradient_and_value(function: Callable[..., Tensor], *primals: Params, batched: bool) -> tuple[list[Params], Tensor]:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.jacobian import Jacobian, Network, Params, inner_products
+from lightning_ntk.ntk.jacobian import Jacobian
 from lightning_ntk.ntk.memory import PLANNED_PART, available_bytes, footprint
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params, inner_products
 from lightning_ntk.ntk.precision import full_precision
 
 Kind = Literal["full", "trace", "mean_trace"]

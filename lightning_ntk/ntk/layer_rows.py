@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_ntk.ntk.checks import check_outputs
 from lightning_ntk.ntk.convolution import Geometry, geometry_of, patches
+from lightning_ntk.ntk.network import Network
+from lightning_ntk.ntk.params import Params
 
-Params = dict[str, Tensor]
 # From c cotangents of a layer's output, [n, ...] each, writes the rows of its parameters, {name: [n, c, *shape]}.
 FillRows = Callable[[list[Tensor], Params], None]
 # Backward passes whose cotangents are held, so that one product serves them: what a forward pass makes, once or twice.
@@ -28,7 +29,7 @@ OUTPUTS_AT_ONCE = 5
 PATCH_BYTES = 24 * 2**20
 
 
-def layer_rows(network, params: Params, x: Tensor) -> tuple[Params, Tensor] | None:
+def layer_rows(network: Network, params: Params, x: Tensor) -> tuple[Params, Tensor] | None:
     """Rows `{name: [n, C, *shape]}` and outputs `[n, C]` for inputs `[n, ...]`; None for a network it cannot serve.
 
     Everything is computed on detached values.

@@ -11,7 +11,8 @@ from lightning_ntk.energy.closed_form import ClosedForm
 from lightning_ntk.energy.euler_steps import largest_eigenvalue
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import adapted_outputs, functional
+from lightning_ntk.ntk.jacobian import adapted_outputs
+from lightning_ntk.ntk.network import functional
 
 
 def task(kind, loss):

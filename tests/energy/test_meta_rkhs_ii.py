@@ -14,7 +14,8 @@ from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.networks.resnet12 import ResNet12
 from lightning_ntk.ntk import convolution, layers
-from lightning_ntk.ntk.jacobian import flatten, functional
+from lightning_ntk.ntk.network import functional
+from lightning_ntk.ntk.params import flatten
 
 # The ridge keeps the oracle's own matrix functions well conditioned, so that the comparison can be tight.
 SETTINGS = [

@@ -15,8 +15,8 @@ from lightning_ntk.energy import meta_rkhs_i, meta_rkhs_ii
 from lightning_ntk.energy.closed_form import ClosedForm
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import functional
 from lightning_ntk.ntk.kernel import empirical_ntk
+from lightning_ntk.ntk.network import functional
 
 CLASSES = 3
 

@@ -11,7 +11,8 @@ from test_meta_rkhs_ii import make_network, make_tasks
 from lightning_ntk.energy import meta_rkhs_ii as energy
 from lightning_ntk.energy.closed_form import ClosedForm
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import flatten, functional
+from lightning_ntk.ntk.network import functional
+from lightning_ntk.ntk.params import flatten
 
 SETTINGS = [(0.1, "exact"), (10.0, "exact"), (math.inf, "exact"), (100.0, "pade11"), (100.0, "pade22")]
 RIDGE = 0.1

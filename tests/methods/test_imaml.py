@@ -12,7 +12,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.imaml import IMAML, conjugate_gradient
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 
 STRENGTH = 0.7
 

@@ -19,7 +19,7 @@ from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.networks.normalisation import BatchStatistics
 from lightning_ntk.ntk import layers
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 
 SPEC = TaskSpec("regression", (1,), 1)
 

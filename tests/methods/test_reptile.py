@@ -11,7 +11,7 @@ from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.reptile import Reptile
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 
 SPEC = TaskSpec("regression", (1,), 1)
 

@@ -6,17 +6,17 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from reference import dense_jacobian
 from torch import nn
-from torch.nn.utils import parametrizations
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.ntk import jacobian as jacobian_module
-from lightning_ntk.ntk.jacobian import Jacobian, flatten, functional, inner_products, unflatten
+from lightning_ntk.ntk.jacobian import Jacobian
 from lightning_ntk.ntk.kernel import empirical_ntk
+from lightning_ntk.ntk.network import functional
+from lightning_ntk.ntk.params import flatten, unflatten
 
 
 def networks():
@@ -74,7 +74,7 @@ PEAK = """
 import torch
 from lightning_ntk.benchmark.memory import peak_of
 from lightning_ntk.networks.mlp import MLP
-from lightning_ntk.ntk.jacobian import Jacobian, functional
+from lightning_ntk.ntk import Jacobian, functional
 
 network, params = functional(MLP((100,), 5, hidden=(1000, 1000)))
 x = torch.randn(8, 100)
@@ -110,12 +110,6 @@ def test_a_batch_norm_network_really_couples_its_examples():
     whole = Jacobian(network, params, x, coupled=True).dense()
     single = Jacobian(network, params, x, coupled=False).dense()
     assert (whole - single).abs().max() > 1e-2
-
-
-def test_flatten_and_unflatten_are_inverse():
-    _, params = functional(MLP((3,), 2, hidden=(4,)))
-    vector = torch.arange(float(sum(p.numel() for p in params.values())))
-    assert torch.equal(flatten(unflatten(vector, params)), vector)
 
 
 class Ending(nn.Module):
@@ -169,83 +163,6 @@ def test_the_callers_precision_makes_no_difference():
         assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
-def test_numbers_of_16_bits_are_multiplied_in_32():
-    torch.manual_seed(0)
-    a, b = torch.randn(3, 10_000).bfloat16(), torch.randn(4, 10_000).bfloat16()
-    assert torch.allclose(inner_products(a, b), a.double() @ b.double().T, rtol=1e-4, atol=1e-4)
-
-
-def test_a_module_without_trainable_parameters_is_refused():
-    with pytest.raises(ConfigError, match=r"Linear has none, and 2 that are frozen\. Call requires_grad_"):
-        functional(nn.Linear(3, 2).requires_grad_(False))
-
-
-class Attention(nn.Module):
-    """Self-attention on sequences `[n, 3, 4]`, and a head."""
-
-    def __init__(self, dropout=0.0):
-        super().__init__()
-        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=dropout, batch_first=True)
-        self.head = nn.Linear(12, 2)
-
-    def forward(self, x):
-        return self.head(self.layer(x).flatten(1))
-
-
-class Multihead(nn.Module):
-    """Attention whose dropout is a number of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer, self.head = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True), nn.Linear(12, 2)
-
-    def forward(self, x):
-        return self.head(self.layer(x, x, x)[0].flatten(1))
-
-
-def normalised():
-    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, 2))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Attention(0.5), r"layer layer\.self_attn \(MultiheadAttention\) draws random numbers"),
-        (Multihead, r"layer layer \(MultiheadAttention\) draws random numbers"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 2)), r"layer 1 \(Dropout\) draws"),
-        (normalised, r"layer 1 \(BatchNorm1d\) keeps running averages"),
-        (
-            lambda: nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(12, 2))),
-            r"layer 1\.parametrizations\.weight\.0 \(_SpectralNorm\) goes on estimating a norm",
-        ),
-    ],
-)
-def test_a_module_that_is_no_function_is_refused_while_it_trains(make, message):
-    module, x = make(), torch.randn(5, 3, 4)
-    network, params = functional(module)
-    for work in (empirical_ntk, lambda *a: Jacobian(*a, coupled=False).dense()):
-        with pytest.raises(ConfigError, match=message):
-            work(network, params, x)
-    module.eval()
-    assert torch.equal(empirical_ntk(network, params, x), empirical_ntk(network, params, x))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_attention_has_both_modes_of_derivatives(training):
-    torch.manual_seed(0)
-    module = Attention().double().train(training)
-    network, params = functional(module)
-    x = torch.randn(5, 3, 4, dtype=torch.float64)
-    outputs = module(x)
-    rows = [torch.autograd.grad(y, module.parameters(), retain_graph=True) for y in outputs.flatten()]
-    expected = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    j = Jacobian(network, params, x, coupled=False)
-    assert torch.allclose(j.outputs, outputs)
-    assert torch.allclose(j.dense().flatten(0, 1), expected, atol=1e-10)
-    v = torch.randn(expected.shape[1], dtype=torch.float64)
-    assert torch.allclose(j.jvp(unflatten(v, params)).flatten(), expected @ v, atol=1e-10)
-
-
 def test_layers_that_do_not_serve_are_tried_once(monkeypatch):
     tried = []
     served = jacobian_module.layer_rows
@@ -278,77 +195,6 @@ def test_a_network_may_write_over_its_input():
     assert torch.allclose(found, products[..., None, None] * torch.eye(2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_random_slope_is_refused_in_either_mode(training):
-    network, params = functional(nn.Sequential(nn.Linear(4, 2), nn.RReLU()).train(training))
-    with pytest.raises(ConfigError, match=r"layer 1 \(RReLU\) draws random numbers.* Use nn\.LeakyReLU"):
-        empirical_ntk(network, params, torch.randn(3, 4))
-
-
-def shared(tied):
-    """A layer that stands in two places, or two layers of one weight."""
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
-    second.weight = first.weight
-    return nn.Sequential(first, nn.Tanh(), second if tied else first, nn.Tanh(), nn.Linear(3, 2)).double()
-
-
-@pytest.mark.parametrize("coupled", [True, False])
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_shared_part_is_differentiated_in_all_its_places_and_stays_a_parameter(tied, coupled):
-    module, x = shared(tied), torch.randn(4, 3, dtype=torch.float64)
-    weight = module[0].weight
-    network, params = functional(module)
-    moved = {name: 1.5 * p.detach() for name, p in params.items()}
-    found = Jacobian(network, moved, x, coupled=coupled).dense().flatten(0, 1)
-    assert module[0].weight is weight
-    assert module[2].weight is weight
-    with torch.no_grad():
-        for p in module.parameters():
-            p.mul_(1.5)
-    rows = [torch.autograd.grad(y, module.parameters(), retain_graph=True) for y in module(x).flatten()]
-    assert torch.allclose(found, torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]))
-
-
-class Dropping(nn.Module):
-    def __init__(self, drop):
-        super().__init__()
-        self.first, self.last, self.drop = nn.Linear(4, 8), nn.Linear(8, 2), drop
-
-    def forward(self, x):
-        return self.last(self.drop(self.first(x), self.training))
-
-
-@pytest.mark.parametrize("coupled", [True, False])
-@pytest.mark.parametrize(
-    "drop",
-    [lambda x, on: F.dropout(x, 0.5, on), lambda x, on: x * torch.empty(len(x), 1).bernoulli_(0.5) if on else x],
-)
-def test_random_numbers_in_a_forward_pass_of_ones_own_are_refused(drop, coupled):
-    module, x = Dropping(drop), torch.randn(3, 4)
-    network, params = functional(module)
-    with pytest.raises(ConfigError, match=r"Dropping draws random numbers.*eval\(\)"):
-        empirical_ntk(network, params, x, coupled=coupled)
-    with pytest.raises(ConfigError, match=r"Dropping draws random numbers"):
-        Jacobian(network, params, x, coupled=coupled).jvp(params)
-    several = {name: torch.stack([p.detach()] * 2) for name, p in params.items()}
-    with pytest.raises(ConfigError, match=r"Dropping draws random numbers"):
-        torch.func.vmap(lambda theta: network(theta, x))(several)
-    module.eval()
-    assert torch.equal(empirical_ntk(network, params, x), empirical_ntk(network, params, x))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
-def test_an_older_spectral_norm_is_refused_while_it_trains():
-    network, params = functional(nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 2))))
-    with pytest.raises(ConfigError, match=r"layer 0 \(Linear\) goes on estimating a norm"):
-        empirical_ntk(network, params, torch.randn(3, 4))
-
-
-def test_complex_parameters_are_refused():
-    with pytest.raises(ConfigError, match=r"real parameters, but weight are complex"):
-        functional(nn.Linear(3, 2, bias=False, dtype=torch.complex64))
-
-
 def test_outputs_of_another_type_are_told():
     class Pair(nn.Linear):
         def forward(self, x):
@@ -365,12 +211,6 @@ def test_rows_are_counted_from_the_end_as_in_a_list(coupled):
     j = Jacobian(network, params, torch.randn(5, 3, dtype=torch.float64), coupled=coupled)
     assert torch.allclose(flatten(j.rows(-2), batch_dims=2), j.dense()[-2:])
     assert torch.allclose(flatten(j.rows(1, -1), batch_dims=2), j.dense()[1:-1])
-
-
-def test_no_parameters_are_told():
-    network, _ = functional(nn.Linear(3, 2))
-    with pytest.raises(ConfigError, match=r"parameters to differentiate by.* there are none"):
-        empirical_ntk(network, {}, torch.randn(4, 3))
 
 
 def test_recurrent_layers_are_told_to_couple_their_examples():

@@ -9,8 +9,9 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.ntk import kernel as kernel_module
-from lightning_ntk.ntk.jacobian import Jacobian, functional
+from lightning_ntk.ntk.jacobian import Jacobian
 from lightning_ntk.ntk.kernel import empirical_ntk
+from lightning_ntk.ntk.network import functional
 
 
 def case(name):

@@ -10,8 +10,10 @@ from torch import nn
 from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.networks.resnet12 import ResNet12
-from lightning_ntk.ntk.jacobian import Jacobian, composed, flatten, functional
+from lightning_ntk.ntk.jacobian import Jacobian
 from lightning_ntk.ntk.layer_rows import layer_rows
+from lightning_ntk.ntk.network import composed, functional
+from lightning_ntk.ntk.params import flatten
 
 SERVED = {
     "mlp": (lambda: MLP((3,), 2, hidden=(5, 4)), (3,)),
@@ -70,7 +72,7 @@ def test_layers_serve_a_network_that_a_function_of_its_outputs_follows(monkeypat
     whole = composed(network, lambda outputs: outputs[:, 1:] * outputs[:, :1])
     x = torch.rand(4, 1, 32, 32, dtype=torch.float64)
     with monkeypatch.context() as patch:
-        patch.delattr("lightning_ntk.ntk.jacobian.engine_layers")  # The rows are of PyTorch's own layers, the fastest.
+        patch.delattr("lightning_ntk.ntk.network.engine_layers")  # The rows are of PyTorch's own layers, the fastest.
         rows, _ = layer_rows(whole.plain, {key: p.detach() for key, p in params.items()}, x)
     expected = dense_jacobian(whole, params, x)
     assert (flatten(rows, batch_dims=2).flatten(0, 1) - expected).abs().max() < 1e-11 * expected.abs().max()

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import grad, jvp
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 
 
 def positive(a):

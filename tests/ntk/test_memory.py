@@ -8,7 +8,7 @@ from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.ntk import memory
 from lightning_ntk.ntk.convolution import _channels_last
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ from torch.func import jvp
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.networks.normalisation import BatchStatistics
 from lightning_ntk.ntk import norms
-from lightning_ntk.ntk.jacobian import functional
+from lightning_ntk.ntk.network import functional
 
 SHAPE = (3, 6, 6)
 NORMS = {
