@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,11 @@ def write_files(
     curves = learning_curves(
         [(group.label, entry.folder) for group in groups for entry in group.members],
         metric,
-        [(e.name, e.result.metrics[f"test/{metric}"]) for e in entries if not e.result.is_trained],
+        [
+            (group.label, statistics.mean(entry.result.metrics[f"test/{metric}"] for entry in group.members))
+            for group in groups
+            if not group.members[0].result.is_trained
+        ],
         folder / "figures" / "learning_curves.png",
     )
     write_page(rows, metric, columns, groups, page)

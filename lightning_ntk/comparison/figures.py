@@ -15,6 +15,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 # For more labels than colours.
 LINES = ("-", "--", ":", "-.")
+# Level lines, of runs without training.
+LEVELS = ("--", ":", "-.")
 
 # (label, run folder), one for each curve; curves of one label, such as the seeds of a method, look the same.
 Run = tuple[str, Path]
@@ -106,9 +108,10 @@ def learning_curves(
         scores = [factor * value for value in values]
         over_steps.plot(steps, scores, **style)
         over_seconds.plot(seconds, scores, **style)
-    for label, value in references:
+    for number, (label, value) in enumerate(references):
+        style = {"color": "0.5", "linestyle": LEVELS[number % len(LEVELS)], "label": f"{label} (test)"}
         for axes in (over_steps, over_seconds):
-            axes.axhline(factor * value, color="0.5", linestyle="--", linewidth=1, label=f"{label} (test)")
+            axes.axhline(factor * value, linewidth=1, **style)
     over_steps.set_xlabel("meta-steps")
     over_seconds.set_xlabel("seconds of training")
     over_steps.set_ylabel("validation accuracy, %" if metric == "accuracy" else "validation mean squared error")

@@ -302,6 +302,19 @@ def test_a_run_without_training_has_no_times_and_is_a_line_in_the_figure(runs, c
         assert line.get_ydata() == pytest.approx([27.5, 27.5])
 
 
+def test_references_differ_in_looks_and_seeds_of_one_are_one_line_at_their_mean(runs, monkeypatch):
+    drawn = keep_figures(monkeypatch)
+    for seed, score in ((1, 0.3), (2, 0.4)):
+        write_run(f"all/from_scratch{seed}", "from_scratch", [score] * 4, curve=(), timings={}, seed=seed)
+    write_run("all/nearest_centroid", "nearest_centroid", [0.3] * 4, curve=(), timings={})
+    compare.compare([runs])
+    for axes in drawn["learning_curves"].axes:
+        levels = {line.get_label(): line for line in axes.get_lines() if "(test)" in line.get_label()}
+        assert levels.keys() == {"from_scratch, 2 seeds (test)", "nearest_centroid seed 0 (test)"}
+        assert levels["from_scratch, 2 seeds (test)"].get_ydata() == pytest.approx([35, 35])
+        assert len({line.get_linestyle() for line in levels.values()}) == 2
+
+
 def keep_figures(monkeypatch) -> dict[str, Figure]:
     """The figures that are saved from now on, by file name."""
     figures, save = {}, Figure.savefig
