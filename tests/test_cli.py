@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,20 @@ def test_help_lists_every_choice_of_every_group(capsys):
     for group, choices in groups([conf_folder()]).items():
         assert f"  {group}=\n" in page
         assert all(choice in page for choice in choices)
+    recipes = page.partition("  recipe=\n")[2].partition("  trainer=")[0].splitlines()
+    assert len({re.match(r" +\w+ +", line).end() for line in recipes}) == 1, "one column of explanations"
     assert "steps=400" in page
     assert "--config-dir" in page
     assert max(map(len, page.splitlines())) <= 140
+
+
+def test_the_help_of_sweep_lists_the_named_sweeps_and_those_of_ones_own_folder(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text("# What I compare.\noverrides: [seed=0]\n")
+    named = help_page("sweep", str(tmp_path)).partition("  sweep=\n")[2].partition("\n\n")[0]
+    for file in (conf_folder() / "sweep").glob("*.yaml"):
+        assert f"    {file.stem} " in named
+    assert named.splitlines()[-1].split() == ["mine", "What", "I", "compare."]
 
 
 def test_each_level_has_its_help(capsys):

@@ -76,9 +76,14 @@ def help_page(name: str, config_folder: str | None = None) -> str:
     folders = [conf_folder()] if config_folder is None else [conf_folder(), own_folder(config_folder)]
     lines = [f"usage: lightning-ntk {name} [GROUP=CHOICE ...] [KEY=VALUE ...]", ""]
     lines += [describe(conf_folder() / f"{name}.yaml"), "", "Groups, and their choices:"]
-    for group, choices in groups(folders).items():
+    listed = groups(folders)
+    if name == "sweep":
+        files = [file for folder in folders for file in sorted((folder / "sweep").glob("*.yaml"))]
+        listed["sweep"] = {file.stem: describe(file) for file in files}
+    for group, choices in listed.items():
         lines.append(f"  {group}=")
-        lines += [f"    {choice:<23} {text}" for choice, text in choices.items()]
+        width = max(23, *map(len, choices))
+        lines += [f"    {choice:<{width}} {text}" for choice, text in choices.items()]
     lines += ["", "Settings beside the groups (KEY=VALUE; those of a group as GROUP.KEY=VALUE, listed by --cfg):"]
     for line in (conf_folder() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         key, _, rest = line.partition(":")
