@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
             if not key.isidentifier():
                 raise ConfigError(f"{word} is not a folder. Give run folders, or a folder of runs.")
             if key not in SETTINGS:
-                raise ConfigError(f"compare has no setting {key!r}.{nearest_name(key, SETTINGS)}")
+                near = nearest_name(key, SETTINGS)
+                raise ConfigError(f"compare has no setting {key!r}.{near} Nor is there a folder {word}.")
             options[key] = value
         else:
             paths.append(as_path(word, "RUN"))

@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         elif key in options:
             options[key] = value
         else:
-            raise ConfigError(f"fit_figure has no setting {key!r}.{nearest_name(key, options)}")
+            near = nearest_name(key, options)
+            raise ConfigError(f"fit_figure has no setting {key!r}.{near} Nor is there a folder {word}.")
     if not folders:
         raise ConfigError("There is nothing to draw: give run folders of a regression, such as experiment=sine.")
     if not options["tasks"].isdigit() or int(options["tasks"]) < 1:

@@ -284,6 +284,11 @@ def test_mean_squared_errors_are_sorted_upwards_and_nan_comes_last():
     assert "| meta_rkhs_ii | 0.0200 ± 0.0196 | -0.3800 ± " in Path("sine/comparison.md").read_text()
 
 
+def test_a_folder_of_a_sweep_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"no setting 'method'.* Nor is there a folder method=maml,seed=0"):
+        compare.main(["method=maml,seed=0"])
+
+
 def test_runs_tested_on_fewer_of_the_episodes_are_refused(runs):
     write_run("short", "maml", [0.5, 0.7], episode_ids="a" * 64)
     with pytest.raises(ConfigError, match=r"was tested on 4 episodes, .*short\) on 2 of the same"):

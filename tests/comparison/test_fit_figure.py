@@ -17,6 +17,11 @@ from lightning_ntk.comparison.fit_figure import draw_fit
 from lightning_ntk.errors import ConfigError
 
 
+def test_a_folder_of_a_sweep_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r"no setting 'method'.* Nor is there a folder method=maml,seed=0"):
+        fit_figure.main(["method=maml,seed=0"])
+
+
 def test_the_panel_shows_the_truth_the_support_and_both_predictions():
     method, episode = make("meta_rkhs_ii", "regression"), Sinusoid(shots=6, eval_queries=40).draw("test", 0, 3)
     axis = Figure().subplots()
