@@ -376,7 +376,11 @@ def quiet() -> None:
     """Keep Lightning's advice out of the output, narrowly; its warnings about real trouble stay."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # The report of a trainer.profiler.
+    for name in (
+        "pytorch_lightning.profilers",  # The report of a trainer.profiler.
+        "lightning_fabric.strategies.launchers",  # That a rank has died, before the others are killed for it.
+    ):
+        logging.getLogger(name).setLevel(logging.INFO)
     for message in (
         ".*does not have many workers.*",  # Drawing an episode costs less than handing it over.
         ".*Checkpoint directory .* exists.*",  # Ours are overwritten on purpose.

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import wandb
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from omegaconf import OmegaConf
 
 from lightning_ntk import cli, evaluate, load_data, train
@@ -431,6 +432,14 @@ def test_the_report_of_a_profiler_is_shown(caplog):
     run(*TINY_SINE, "+trainer.profiler=simple")
     assert "FIT Profiler Report" in caplog.text
     assert {record.levelname for record in caplog.records if "profilers" not in record.name} <= {"WARNING"}
+
+
+def test_it_is_said_that_a_rank_has_died_before_the_others_are_killed(caplog, monkeypatch):
+    train.quiet()
+    monkeypatch.setattr(_ChildProcessObserver, "_terminate_all", lambda _: None)
+    killed = SimpleNamespace(pid=4711, returncode=-9, poll=lambda: None)
+    _ChildProcessObserver(main_pid=1, child_processes=[killed])._run()
+    assert "Child process with PID 4711 terminated with code -9" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():
