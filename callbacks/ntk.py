@@ -84,6 +84,7 @@ class NTK(ProbeCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self._at_start.clear()  # A second test may be of other data.
         if not self._initial:  # Used without `train`: what the method starts from is all there is.
             self._keep_initial(pl_module)
 

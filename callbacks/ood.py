@@ -95,10 +95,11 @@ class OutOfDistribution(ProbeCallback):
             visible = _classifies_images(run.method) and run.method.spec.input_shape[0] in (1, 3)
             targets = ["digits"] if visible and small and not is_it else []
         self._check(run.method, targets)
-        self._begin(run.data, build_targets(targets, run))
+        self._begin(build_targets(targets, run))
 
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        self.eval_seed = trainer.datamodule.eval_seed
         if self._has_begun:
             return
         targets = with_names(self.targets or [])
@@ -109,7 +110,7 @@ class OutOfDistribution(ProbeCallback):
                     f"Trainer of your own needs the data modules themselves: targets={{'{name}': DATA}}."
                 )
         self._check(pl_module, targets)
-        self._begin(trainer.datamodule, {name: made_ready(name, data, pl_module) for name, data in targets})
+        self._begin({name: made_ready(name, data, pl_module) for name, data in targets})
 
     def _check(self, method: MetaLearner, targets: Sequence | Mapping) -> None:
         """Decide on the corruptions; raise `ConfigError` unless something can be measured."""
@@ -126,8 +127,8 @@ class OutOfDistribution(ProbeCallback):
                 "callbacks.ood.targets={noisy: {_target_: my_data.NoisySines}}, or leave ood out of callbacks=."
             )
 
-    def _begin(self, source: pl.LightningDataModule, targets: dict[str, pl.LightningDataModule]) -> None:
-        self.eval_seed, self.data, self._has_begun = source.eval_seed, targets, True
+    def _begin(self, targets: dict[str, pl.LightningDataModule]) -> None:
+        self.data, self._has_begun = targets, True
         in_training = {name: split_in_training(data) for name, data in targets.items()}
         self.splits = {"fit": in_training, "test": dict.fromkeys(targets, "test")}
 

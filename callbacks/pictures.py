@@ -81,11 +81,10 @@ class Pictures(ProbeCallback):
             )
         elif self.eps:
             check_episode(run.data.draw("test", 0, 0))
-        self.data = run.data
 
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self.data = self.data or trainer.datamodule  # Used without `train`.
+        self.data = trainer.datamodule
 
     def probe(self, method: MetaLearner, episode: Episode, stage: Stage) -> Measured:
         predict = method.adapt(episode.support_x, episode.support_y)

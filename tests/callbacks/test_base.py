@@ -13,15 +13,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from plain_trainer import plain_trainer
 from probe_examples import Disturbing, write_conf
 from test_train import TINY, TINY_SINE, rows, run
 
 from callbacks import base
+from callbacks.ntk import NTK
+from callbacks.ood import OutOfDistribution
+from callbacks.pictures import Pictures
 from callbacks.probing import episode_seed, undisturbed
+from datamodules.glyphs import Glyphs
 from lightning_ntk import evaluate
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.maml import MAML
+from lightning_ntk.networks.conv4 import Conv4
 from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder
@@ -231,3 +237,27 @@ def test_two_callbacks_of_one_name_are_refused(tmp_path):
     (tmp_path / "callbacks" / "mine.yaml").write_text("mine:\n  _target_: callbacks.ntk.NTK\n")
     with pytest.raises(ConfigError, match=r"callbacks: several have the name 'ntk'"):
         run(*TINY_SINE, "--config-dir", str(tmp_path), "callbacks=[ntk,mine]")
+
+
+@pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning")
+def test_a_second_test_under_a_trainer_of_ones_own_probes_its_own_data():
+    first, second = (
+        Glyphs(ways=3, shots=1, eval_shots=shots, queries=2, test_episodes=2, eval_seed=shots) for shots in (1, 2)
+    )
+    for data in (first, second):
+        data.prepare_data()
+        data.setup()
+    method = MAML(Conv4(first.spec.input_shape, 3, filters=4, mean=None, std=None), first.spec)
+
+    def probed(*tested):
+        few = {"test_episodes": 2}
+        probes = NTK(**few), OutOfDistribution(corruptions=["gaussian_noise"], **few), Pictures(eps=None, **few)
+        for data in tested:
+            plain_trainer(*probes).test(method, data, verbose=False)
+        ntk, ood, pictures = probes
+        return ntk.metrics, ood.metrics, pictures._drawn(0).query_x
+
+    *expected, drawn = probed(second)
+    *found, drawn_again = probed(first, second)
+    assert found == expected
+    assert torch.equal(drawn_again, drawn)
