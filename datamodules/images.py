@@ -199,20 +199,28 @@ class ImageDataModule(EpisodicDataModule):
 
     @functools.cached_property
     def spec(self) -> TaskSpec:
-        store = self._stores["train" if self.trains else "test"]
+        store = self._store("train" if self.trains else "test")
         mean, std = channel_statistics(store.some(STATISTICS_IMAGES)) if self.normalize else (None, None)
         return TaskSpec("classification", tuple(store.images.shape[1:]), self.shape["train"][0], mean, std)
 
     def has_split(self, split: str) -> bool:
         return split in self._stores
 
+    def _store(self, split: str) -> ImageStore:
+        """The images of a split; a `ConfigError` where there are none, or none yet."""
+        if split in self._stores:
+            return self._stores[split]
+        if not self._stores:
+            raise ConfigError(f"{type(self).__name__} has read no images yet: call prepare_data() and setup() first.")
+        raise ConfigError(f"{type(self).__name__} has no split {split!r}, but {', '.join(self._stores)}.")
+
     def class_count(self, split: str) -> int:
         """Number of classes of a split, rotations counted; valid after `setup`."""
-        return len(self._stores[split].names) * (4 if self._rotates(split) else 1)
+        return len(self._store(split).names) * (4 if self._rotates(split) else 1)
 
     def class_sizes(self, split: str) -> dict[str, int]:
         """Number of images of each class of a split, without rotations; valid after `setup`."""
-        store = self._stores[split]
+        store = self._store(split)
         return dict(zip(store.names, store.sizes.tolist(), strict=True))
 
     def content_hash(self) -> str:
@@ -282,7 +290,7 @@ class ImageDataModule(EpisodicDataModule):
 
         A pure function of its arguments and the seeds; no image is touched.
         """
-        store, shape = self._stores[split], self.task_shape(split, epoch, indices[0])
+        store, shape = self._store(split), self.task_shape(split, epoch, indices[0])
         starts, sizes = store.starts, store.sizes
         if self._rotates(split):
             turns = len(store.images) * np.arange(4)[:, None]

@@ -40,6 +40,17 @@ def make(**settings):
     return data
 
 
+@pytest.mark.parametrize("ask", [lambda d: d.spec, lambda d: d.batch("test", [0]), lambda d: d.draw("train", 0, 0)])
+def test_data_that_are_not_set_up_say_so(ask):
+    data = Numbered(ways=5, shots=2, queries=3)
+    with pytest.raises(ConfigError, match=r"Numbered has read no images yet: call prepare_data.* and setup.* first"):
+        ask(data)
+    data.setup()
+    ask(data)
+    with pytest.raises(ConfigError, match="Numbered has no split 'valid', but train, val, test"):
+        data.class_sizes("valid")
+
+
 def test_who_writes_to_an_episode_changes_no_other():
     data = make()
     before, batch = data.draw("test", 0, 3), data.draw_batch("test", [(0, 3), (0, 4)])
