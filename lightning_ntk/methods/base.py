@@ -80,6 +80,8 @@ class MetaLearner(pl.LightningModule):
 
     def meta_loss(self, episodes: Episode) -> Tensor:
         """Scalar training objective, the mean over the T tasks of a stacked `Episode`."""
+        if not self.meta_trains:
+            raise ConfigError(f"{type(self).__name__} has no training: leave trainer.fit out, and test it at once.")
         raise NotImplementedError(f"{type(self).__name__} needs a method meta_loss(episodes).")
 
     def adapt(self, support_x: Tensor, support_y: Tensor) -> Predictor:

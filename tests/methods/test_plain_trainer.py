@@ -8,6 +8,7 @@ from test_contract import METHODS, tasks
 from lightning_ntk import evaluate, load_data, load_method, train
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
+from lightning_ntk.methods.from_scratch import FromScratch
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.networks.mlp import MLP
 
@@ -42,6 +43,11 @@ def test_a_checkpoint_is_gone_on_with_tested_and_loaded(name, tmp_path):
     plain_trainer(epochs=2).fit(whole, batches())
     for p, q in zip(again.parameters(), whole.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_method_without_training_says_so():
+    with pytest.raises(ConfigError, match="FromScratch has no training: leave"):
+        plain_trainer().fit(FromScratch(MLP((1,), 1), SPEC), batches())
 
 
 def test_a_method_is_loaded_with_its_network_given(tmp_path):
