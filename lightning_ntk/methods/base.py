@@ -261,7 +261,8 @@ class MetaLearner(pl.LightningModule):
             if lost and name == "accuracy":  # An error that is NaN says so itself.
                 rank_zero_warn(
                     f"{split}/{name} is NaN: the adaptation to {lost} of {len(values)} tasks has left the finite "
-                    "numbers. Lower method.inner_lr or method.alpha, or set method.ridge, as the method has them."
+                    "numbers. Lower method.inner_lr, method.adapt_lr or method.alpha, or set method.ridge, as the "
+                    "method has them."
                 )
             mean, half_width = mean_and_ci95(values)
             # All ranks hold the same gathered scores, so nothing is left to synchronise.

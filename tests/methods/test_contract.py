@@ -268,6 +268,15 @@ def test_outputs_that_are_no_numbers_are_no_accuracy():
     assert accuracy[1].isnan()
 
 
+@pytest.mark.parametrize("name, setting", [("from_scratch", "adapt_lr"), ("maml", "inner_lr")])
+def test_an_accuracy_that_is_no_number_names_the_step_size(name, setting, monkeypatch):
+    method = make(name, "classification")
+    monkeypatch.setattr(method, "_gather_scores", lambda: {"accuracy": [float("nan"), 1.0]})
+    monkeypatch.setattr(method, "log", lambda *_, **__: None)
+    with pytest.warns(UserWarning, match=rf"1 of 2 tasks .*method\.{setting}"):
+        method._log_scores("test")
+
+
 class Transformer(nn.Module):
     """A transformer's layer on the rows of small images, a head, and a temperature: a parameter without axes."""
 
