@@ -271,10 +271,18 @@ def test_on_a_phone_nothing_but_the_table_scrolls_sideways(tmp_path):
     for k in range(20):
         write_measured(f"{k}", f"a_method_with_quite_a_long_name_that_goes_on_and_on_{k}", 0.5 + k / 100, 10.0 + k)
     compare.compare([Path("all")])
-    script = "document.title = `${document.documentElement.scrollWidth} of ${innerWidth}`"
+    cut = "[...document.querySelectorAll('tbody th')].filter(head => head.scrollWidth > head.clientWidth).length"
+    script = f"document.title = `${{document.documentElement.scrollWidth}} of ${{innerWidth}}, ${{{cut}}} names cut`"
     dom = browse(Path("all/comparison.html"), tmp_path, script, width=500)
-    width, window = re.search(r"<title>(\d+) of (\d+)</title>", dom).groups()
+    width, window, names = re.search(r"<title>(\d+) of (\d+), (\d+) names cut</title>", dom).groups()
     assert int(width) <= int(window) == 500
+    assert int(names) == 0, "a finger has no tooltip"
+
+
+def test_figures_take_any_number_of_points(runs, tmp_path):
+    compare.compare([runs])
+    script = "document.title = scaleOf(Array.from({length: 500000}, (_, k) => k - 9), {}, 0, 1).ticks.length"
+    assert "<title>3</title>" in browse(Path("all/comparison.html"), tmp_path, script)
 
 
 def test_who_leads_is_a_mean_where_there_are_seeds():
