@@ -5,7 +5,6 @@ import json
 import math
 import os
 import shlex
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -109,9 +108,9 @@ def write_files(
         [(group.label, entry.folder) for group in groups for entry in group.members],
         metric,
         [
-            (group.label, statistics.mean(entry.result.metrics[f"test/{metric}"] for entry in group.members))
+            (group.row, mean_and_ci95(mean_scores(group.members, metric))[0])
             for group in groups
-            if not group.members[0].result.is_trained
+            if not any(entry.result.is_trained for entry in group.members)
         ],
         folder / "figures" / "learning_curves.png",
     )

@@ -15,8 +15,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 # For more labels than colours.
 LINES = ("-", "--", ":", "-.")
-# Level lines, of runs without training.
-LEVELS = ("--", ":", "-.")
 
 # (label, run folder), one for each curve; curves of one label, such as the seeds of a method, look the same.
 Run = tuple[str, Path]
@@ -74,6 +72,11 @@ def room_for(names: Sequence[str]) -> float:
     return 0.09 * max(0, max(map(len, names), default=0) - 40)
 
 
+def height_for(names: Sequence[str]) -> float:
+    """Inches of a figure that stands beside a legend of these names."""
+    return max(4, 0.6 + 0.22 * len(names))
+
+
 def set_log_scale(axes: Axes, which: str, values: Sequence[float]) -> None:
     """Make the "x" or "y" axis logarithmic, unless no value has a place on it, as where all runs diverged."""
     if any(math.isfinite(value) and value > 0 for value in values):
@@ -97,7 +100,8 @@ def learning_curves(
     curves = [curve for curve in curves if curve[1]]
     if not curves:
         return None
-    figure = Figure(figsize=(11 + room_for([label for label, *_ in curves]), 4), layout="constrained")
+    labels = [*dict.fromkeys(label for label, *_ in curves), *(f"{label} (test)" for label, _ in references)]
+    figure = Figure(figsize=(11 + room_for(labels), height_for(labels)), layout="constrained")
     over_steps, over_seconds = figure.subplots(1, 2, sharey=True)
     drawn: list[str] = []
     for label, steps, seconds, values in curves:
@@ -109,9 +113,9 @@ def learning_curves(
         over_steps.plot(steps, scores, **style)
         over_seconds.plot(seconds, scores, **style)
     for number, (label, value) in enumerate(references):
-        style = {"color": "0.5", "linestyle": LEVELS[number % len(LEVELS)], "label": f"{label} (test)"}
+        style = {"color": "0.5", "linestyle": LINES[(number + 1) % len(LINES)], "linewidth": 1}
         for axes in (over_steps, over_seconds):
-            axes.axhline(factor * value, linewidth=1, **style)
+            axes.axhline(factor * value, **style, label=f"{label} (test)")
     over_steps.set_xlabel("meta-steps")
     over_seconds.set_xlabel("seconds of training")
     over_steps.set_ylabel("validation accuracy, %" if metric == "accuracy" else "validation mean squared error")
@@ -175,7 +179,9 @@ def scores_over_tasks(
         metric: "accuracy" (drawn in percent) or "mse".
     """
     factor = 100 if metric == "accuracy" else 1
-    figure = Figure(figsize=(4 + 1.2 * len(tasks) + room_for(list(scores)), 4), layout="constrained")
+    figure = Figure(
+        figsize=(4 + 1.2 * len(tasks) + room_for(list(scores)), height_for(list(scores))), layout="constrained"
+    )
     axes = figure.subplots()
     for number, (method, values) in enumerate(scores.items()):
         known = [(place, *value) for place, value in enumerate(values) if value is not None]

@@ -147,8 +147,17 @@ def group_name(group: Sequence[Entry], entries: Sequence[Entry], parts: int = 1)
     method, seeds = group[0].result.method, {entry.result.seed for entry in group}
     what = f"{len(seeds)} seeds" if len(seeds) == len(group) else f"{len(group)} runs"
     has_others = sum(entry.result.method == method for entry in entries) > len(group)
-    folders = ", ".join(str(Path(*entry.folder.parts[-parts:])) for entry in group)
-    return printable(f"{method}, mean over {what}" + (f" ({folders})" if has_others else ""))
+    folders = [Path(*entry.folder.parts[-parts:]) for entry in group]
+    # A sweep names folders after what varies: those of one mean are alike but for the seed.
+    shared = {without_seed(folder) for folder in folders}
+    which = shared if len(shared) == 1 and shared != {"."} else map(str, folders)
+    return printable(f"{method}, mean over {what}" + (f" ({', '.join(which)})" if has_others else ""))
+
+
+def without_seed(folder: Path) -> str:
+    """`method=maml,method.lr=0.1` for a folder `method=maml,seed=0,method.lr=0.1`; other names stay as they are."""
+    parts = [[word for word in part.split(",") if not word.startswith("seed=")] for part in folder.parts]
+    return str(Path(*map(",".join, parts)))
 
 
 def all_unlike(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:

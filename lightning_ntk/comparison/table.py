@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -143,16 +144,20 @@ def show(rows: Sequence[Row], metric: str, results: Sequence[RunResult], columns
     """Print the table, with means in the place of single seeds."""
     rows = summary(rows)
     header, body = cells(rows, metric, columns)
+    # A folder's name may hold square brackets, which are rich's markup.
+    console = Console(width=None if sys.stdout.isatty() else 120 + 16 * len(columns), markup=False)
     table = Table(caption=caption(results, columns), caption_justify="left")
-    for number, name in enumerate(header):
-        # A number stands in one line; a heading may take several.
-        width = max(map(len, [*name.split(), *(line[number] for line in body)]))
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0, min_width=width)
+    # Where there is no room, headings take several lines, and then names; a number stands in one.
+    widths = [max(map(cell_len, [name, *(line[k] for line in body)])) for k, name in enumerate(header)]
+    edges = 3 * len(header) + 1
+    if sum(widths) + edges > console.width:
+        longest = [max(map(cell_len, [*name.split(), *(line[k] for line in body)])) for k, name in enumerate(header)]
+        widths = [min(widths[0], max(20, console.width - edges - sum(longest[1:]))), *longest[1:]]
+    for k, (name, width) in enumerate(zip(header, widths, strict=True)):
+        table.add_column(name, justify="right" if k else "left", overflow="fold", width=width)
     for line in body:
         table.add_row(*line)
-    # A folder's name may hold square brackets, which are rich's markup.
-    width = None if sys.stdout.isatty() else 120 + 16 * len(columns)
-    Console(width=width, markup=False).print(table)
+    console.print(table)
 
 
 def numbers(row: Row, with_baseline: bool) -> list[Number]:

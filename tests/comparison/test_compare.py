@@ -227,8 +227,8 @@ def test_two_tests_of_one_training_are_never_averaged():
     tests = sorted(Path("all").glob("*/evaluations/*"))
     means = {row.name: row.score for row in compare.compare(tests) if row.runs > 1}
     assert means == {
-        "maml, mean over 2 seeds (best, best)": pytest.approx(0.525),
-        "maml, mean over 2 seeds (last, last)": pytest.approx(0.725),
+        "maml, mean over 2 seeds (best)": pytest.approx(0.525),
+        "maml, mean over 2 seeds (last)": pytest.approx(0.725),
     }
     assert [row.runs for row in compare.compare(tests[:2])] == [1, 1]
     assert [row.runs for row in compare.compare([Path("all/0"), tests[0]])] == [1, 1]
@@ -307,17 +307,29 @@ def test_a_run_without_training_has_no_times_and_is_a_line_in_the_figure(runs, c
         assert line.get_ydata() == pytest.approx([27.5, 27.5])
 
 
-def test_references_differ_in_looks_and_seeds_of_one_are_one_line_at_their_mean(runs, monkeypatch):
+def test_methods_without_training_are_lines_that_can_be_told_apart(monkeypatch):
     drawn = keep_figures(monkeypatch)
-    for seed, score in ((1, 0.3), (2, 0.4)):
-        write_run(f"all/from_scratch{seed}", "from_scratch", [score] * 4, curve=(), timings={}, seed=seed)
-    write_run("all/nearest_centroid", "nearest_centroid", [0.3] * 4, curve=(), timings={})
-    compare.compare([runs])
-    for axes in drawn["learning_curves"].axes:
-        levels = {line.get_label(): line for line in axes.get_lines() if "(test)" in line.get_label()}
-        assert levels.keys() == {"from_scratch, 2 seeds (test)", "nearest_centroid seed 0 (test)"}
-        assert levels["from_scratch, 2 seeds (test)"].get_ydata() == pytest.approx([35, 35])
-        assert len({line.get_linestyle() for line in levels.values()}) == 2
+    write_run("all/maml", "maml", [0.5, 0.7])
+    for method, score in (("from_scratch", 0.3), ("nearest_centroid", 0.4)):
+        for seed in (0, 1):
+            scores = [score + seed / 10, score]
+            write_run(f"all/{method}_{seed}", method, scores, curve=(), timings={"test_s": 3.0}, seed=seed)
+    compare.compare([Path("all")])
+    lines = drawn["learning_curves"].axes[0].get_lines()
+    levels = {line.get_label(): line.get_ydata()[0] for line in lines}
+    assert levels["from_scratch, mean over 2 seeds (test)"] == pytest.approx(32.5)
+    assert levels["nearest_centroid, mean over 2 seeds (test)"] == pytest.approx(42.5)
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == 3
+
+
+def test_the_legend_of_many_runs_lies_within_the_figure(monkeypatch):
+    drawn = keep_figures(monkeypatch)
+    for k in range(40):
+        write_run(f"all/{k}", f"method{k}", [0.5])
+    compare.compare([Path("all")])
+    figure = drawn["learning_curves"]
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.y0 <= legend.y1 <= figure.bbox.height
 
 
 def keep_figures(monkeypatch) -> dict[str, Figure]:
@@ -370,6 +382,31 @@ def test_the_files_go_into_the_folder_of_runs_or_beside_the_other_runs(runs):
     Path("file").write_text("")
     with pytest.raises(ConfigError, match="out=file cannot be written"):
         compare.compare([runs], out=Path("file"))
+
+
+def test_seeds_of_a_setting_are_named_by_what_their_folders_share():
+    for lr in (0.1, 0.2):
+        for seed in (0, 1):
+            config = {"method": {"lr": lr}}
+            write_run(f"all/method=maml,seed={seed},method.lr={lr}", "maml", [lr, 0.7], config=config, seed=seed)
+            write_run(f"two/{lr}/seed={seed}", "maml", [lr, 0.7], config=config, seed=seed)
+    names = [row.name for row in compare.compare([Path("all")]) if row.runs > 1]
+    assert names == [f"maml, mean over 2 seeds (method=maml,method.lr={lr})" for lr in (0.2, 0.1)]
+    names = [row.name for row in compare.compare([Path("two")]) if row.runs > 1]
+    assert names == ["maml, mean over 2 seeds (0.2)", "maml, mean over 2 seeds (0.1)"]
+    write_run("two/0.1/lone", "maml", [0.5, 0.5])
+    names = [row.name for row in compare.compare([Path("two/0.1")]) if row.runs > 1]
+    assert names == ["maml, mean over 2 seeds (seed=0, seed=1)"]
+
+
+def test_long_names_leave_the_numbers_their_place(capsys):
+    for lr in (0.1, 0.2):
+        write_run(f"all/{'a_long_name_' * 12}{lr}", "maml", [lr, 0.7], config={"method": {"lr": lr}})
+    compare.compare([Path("all")])
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if "45.00 ± 49.00" in line)
+    assert [cell.strip() for cell in line.split("│")[2:]] == ["45.00 ± 49.00", "0.250", "40", "1000", ""]
+    assert max(map(len, lines[:4])) <= 120
 
 
 def test_square_brackets_in_a_folder_are_shown(runs, capsys):
