@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.base import MetaLearner
 
 
@@ -23,10 +24,21 @@ class AtomicCheckpoints(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        file = temporary.open("wb")
+        try:
+            with file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            failure = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides it.
+            if not isinstance(failure, OSError):
+                raise
+            temporary.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{target} cannot be written: {failure.strerror}. What was saved before is whole: once there is room, "
+                "go on from there with ckpt=."
+            ) from error
         os.replace(temporary, target)
 
 

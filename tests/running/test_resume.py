@@ -1,12 +1,14 @@
 """A run that was killed and resumed ends as one that was never stopped, bit for bit."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,7 +145,7 @@ def test_a_checkpoint_of_other_tasks_is_refused(overrides, message):
 def test_a_learning_rate_set_on_resuming_takes_effect():
     train.main([*TINY_SINE, "run_dir=run", "test=false"])
     before = parameters("run")
-    train.main(["ckpt=run", "steps=3", "method.lr=1e-9"])
+    train.main(["ckpt=run", "steps=3"])
     assert all(torch.allclose(value, before[key], rtol=0, atol=1e-7) for key, value in parameters("run").items())
     train.main(["ckpt=run", "steps=4"])  # Of the run as it is now: the rate stays.
     assert all(torch.allclose(value, before[key], rtol=0, atol=1e-7) for key, value in parameters("run").items())
@@ -315,6 +317,24 @@ def test_a_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         AtomicCheckpoints().save_checkpoint({"step": 2}, file)
     assert torch.load(file, weights_only=True) == {"step": 1}
+
+
+def test_a_full_disk_is_an_error_in_one_line(monkeypatch):
+    run(*TINY_SINE)
+    before = Path("run/checkpoints/last.ckpt").read_bytes()
+    save = torch.save
+
+    def full(checkpoint, file):
+        def write(content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        save(checkpoint, SimpleNamespace(write=write, flush=file.flush))  # It becomes a RuntimeError.
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ConfigError, match=r"\.ckpt cannot be written: No space left on device\. What was saved"):
+        train.main(["ckpt=run", "steps=3"])
+    assert Path("run/checkpoints/last.ckpt").read_bytes() == before
+    assert {file.name for file in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 
 
 def test_the_trainer_saves_so():
