@@ -23,6 +23,7 @@ MODULES = {"sweep": "sweep.command", "dashboard": "comparison.dashboard"}
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_UNREAD = 1
+EXIT_LOST_RANK = 1
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +79,17 @@ def _status_of(command: Callable[[], object]) -> int:
     except LightningNTKError as error:
         sys.stderr.write(f"lightning-ntk: {error}\n")
         return error.status
+    except RuntimeError as error:
+        from lightning_ntk.running.cluster import LOST_RANK
+
+        lost = LOST_RANK.search(str(error))
+        if lost is None:
+            raise
+        sys.stderr.write(
+            f"lightning-ntk: another process of this run has ended ({lost.group()}). It has said why, or was killed, "
+            "perhaps because the memory was full.\n"
+        )
+        return EXIT_LOST_RANK
     except KeyboardInterrupt as interruption:
         sys.stderr.write(f"\nlightning-ntk: interrupted. {interruption}\n")
         return EXIT_INTERRUPTED

@@ -73,6 +73,22 @@ def test_output_that_nobody_reads_ends_a_command(buffering, error, monkeypatch, 
     assert "Broken pipe" not in capsys.readouterr().err
 
 
+def test_a_rank_whose_other_has_ended_says_so_in_one_line(capsys):
+    def after(message):
+        def command():
+            raise RuntimeError(message)
+
+        return command
+
+    gloo = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:34182. GLHF!"
+    assert cli.guarded(after(gloo)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("lightning-ntk: another process of this run has ended (Connection closed by peer)")
+    assert error.count("\n") == 1
+    with pytest.raises(RuntimeError, match="of its own"):
+        cli.guarded(after("of its own"))
+
+
 def test_another_broken_pipe_is_not_taken_for_the_outputs():
     def command():
         raise BrokenPipeError("of a worker")

@@ -7,6 +7,7 @@ There, every rank runs the same command line by itself. The ranks agree on a run
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from lightning_ntk.errors import ConfigError
 from lightning_ntk.running.run_folder_names import RUN_FOLDER_VARIABLE
 
 PR_SET_PDEATHSIG = 1
+# What gloo and NCCL say to the ranks that are left when one has ended.
+LOST_RANK = re.compile(r"[Cc]onnection (reset|closed) by peer|remote process exited")
 
 
 def is_slurm() -> bool:

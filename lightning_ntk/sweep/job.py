@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.running.cluster import LOST_RANK
 from lightning_ntk.running.results import FILE_NAME, read_results
 from lightning_ntk.sweep.start import LAST_CHECKPOINT, STATE_FILE
 
@@ -161,7 +162,7 @@ def error_line(log: Path) -> str:
 def lost_a_rank(job: Job, error: str) -> bool:
     """Whether a job of several processes has ended because one of them, perhaps killed, no longer answered another."""
     several = job.needs.devices != 1 or job.needs.nodes > 1
-    return several and re.search(r"[Cc]onnection (reset|closed) by peer|remote process exited", error) is not None
+    return several and LOST_RANK.search(error) is not None
 
 
 def describe_exit(code: int | None, log: Path) -> str:
