@@ -12,7 +12,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EarlyStopping, StochasticWeightAveraging
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateFinder, StochasticWeightAveraging
 
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
@@ -285,6 +285,12 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
                 f"callbacks.{name}: StochasticWeightAveraging puts its average into the method after the last "
                 "checkpoint, which is what a run tests and keeps. Use pytorch_lightning.callbacks.WeightAveraging, "
                 "whose average is in the checkpoints."
+            )
+        if isinstance(callback, LearningRateFinder):
+            raise ConfigError(
+                f"callbacks.{name}: LearningRateFinder sets another rate than method.lr, which the run is recorded by, "
+                "and a run that goes on would begin its steps anew. Search for method.lr by lightning-ntk sweep "
+                "search=optuna."
             )
     return list(callbacks.values())
 

@@ -317,6 +317,10 @@ def test_wandb_runs_offline_and_ends_with_the_run(monkeypatch):
             ["+callbacks.swa={_target_:pytorch_lightning.callbacks.StochasticWeightAveraging,swa_lrs:0.1}"],
             r"callbacks\.swa: StochasticWeightAveraging .* after the last checkpoint.*WeightAveraging",
         ),
+        (
+            ["+callbacks.finder={_target_:pytorch_lightning.callbacks.LearningRateFinder}"],
+            r"callbacks\.finder: LearningRateFinder .* begin its steps anew.*sweep search=optuna",
+        ),
         (["hydra.run.dir=there"], r"hydra\.run\.dir=there: .* no effect\. Set run_dir="),
         (["hydra/launcher=basic"], r"hydra/launcher=basic: .* no effect"),
         (["logger.wandb=offline"], r"logger\.wandb must hold mode, project and entity"),
