@@ -143,7 +143,10 @@ def has_result(job: Job, state: State) -> bool:
 
 
 def error_line(log: Path) -> str:
-    """The line of a log that says what went wrong: the last that names an error, else the last there is."""
+    """The line of a log that says what went wrong: the last that names an error, else the last there is.
+
+    That another rank has ended is no error of a rank's own, and counts where none names another.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 20_000))
@@ -156,7 +159,8 @@ def error_line(log: Path) -> str:
         for line in lines
         if re.match(r"lightning-ntk: |(\[rank\d+\]: )?(\w+\.)*\w*(Error|Exception|Interrupt)\b", line)
     ]
-    return (named or lines or ["it said nothing"])[-1][:500]
+    own = [line for line in named if not LOST_RANK.search(line)]
+    return (own or named or lines or ["it said nothing"])[-1][:500]
 
 
 def lost_a_rank(job: Job, error: str) -> bool:

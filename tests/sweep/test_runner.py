@@ -296,6 +296,8 @@ def test_a_folder_of_other_settings_or_of_another_version_is_named_and_left_alon
     [
         ("step 1\nTraceback\ntorch.OutOfMemoryError: CUDA\nleaked semaphore objects\n", "torch.OutOfMemoryError: CUDA"),
         ("lightning-ntk: data.ways=9 is too many.\nbye", "lightning-ntk: data.ways=9 is too many."),
+        ("lightning-ntk: x\nlightning-ntk: another (Connection closed by peer)", "lightning-ntk: x"),
+        ("step 1\nRuntimeError: Connection closed by peer", "RuntimeError: Connection closed by peer"),
         ("10 %\r20 %\rSegmentation fault\n\n", "Segmentation fault"),
         ("\xff" * 30_000 + "\nValueError: é", "ValueError: é"),
         ("", "it said nothing"),
