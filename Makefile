@@ -20,9 +20,10 @@ help:  ## Show the targets
 
 $(STAMP): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || \
-	  { echo "Python >= 3.10 is needed, but there is no $(PYTHON). Install it, or name another: make PYTHON=python3.11 ..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "Python >= 3.10 is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	  { echo "Python 3.10 to 3.12 is needed, but there is no $(PYTHON). Install it, or name another: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@# From 3.13 on, numpy < 2, which learn2learn's qpth wants, is not built.
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+	  { echo "Python 3.10 to 3.12 is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "$(PYTHON) lacks its venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	rm -rf $(VENV)
