@@ -12,6 +12,10 @@ from lightning_ntk.ntk.flow import Approximation, GradientFlow, gradient_flow
 from lightning_ntk.ntk.network import Network
 from lightning_ntk.ntk.params import groups_at_once
 
+# Products in float32 put eigenvalues off by about 1e-7 of the largest, and phi, at most the smaller of t and 1 / ridge,
+# multiplies that. Above this, meta-losses of sine waves were off by some percent, and soon by orders of magnitude.
+LARGEST_PHI = 1e4
+
 
 class Solution(NamedTuple):
     """The adaptation to one task, f(x) + Theta(x, X) a, and how a depends on H and f(X). All in float64.
@@ -48,8 +52,8 @@ class ClosedForm:
 
     @property
     def inverts(self) -> bool:
-        """Whether the kernel's smallest eigenvalues are divided by, down to those that are 0."""
-        return math.isinf(self.t) and self.ridge == 0
+        """Whether the kernel's smallest eigenvalues are divided by: it has to be more exact than float32 products."""
+        return min(self.t, 1 / self.ridge if self.ridge else math.inf) > LARGEST_PHI
 
     def flow_settings(self, kernel: Tensor, dtype: torch.dtype) -> dict[str, Any]:
         """What `GradientFlow` takes beside t, for a kernel `[N, N]` from a Jacobian of that type.

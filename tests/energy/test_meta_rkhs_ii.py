@@ -248,3 +248,16 @@ def test_time_zero_changes_nothing_and_infinite_time_fits_the_support():
     assert torch.allclose(still(query_x), network(params, query_x), atol=1e-6)
     fitted = energy.adapt(network, params, x, y, ClosedForm(math.inf))
     assert torch.allclose(fitted(x), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("t, ridge", [(1e6, 0.0), (math.inf, 1e-6)])
+def test_at_large_times_and_small_ridges_the_kernel_is_more_exact_than_single_precision(t, ridge):
+    x, query = torch.linspace(-5, 5, 15)[None, :, None], torch.linspace(-5, 5, 23)[None, :, None]
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        network, params = functional(MLP((1,), 1).to(dtype))
+        data = [part.to(dtype) for part in (x, x.sin(), query, query.sin())]
+        found.append(energy.meta_gradient(network, params, *data, F.mse_loss, ClosedForm(t, ridge=ridge)))
+    single, double = (flatten(result.gradient).double() for result in found)
+    assert (single - double).norm() < 1e-3 * double.norm()
