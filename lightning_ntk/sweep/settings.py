@@ -19,6 +19,14 @@ CHOICES = {
     "rerun": ("missing", "failed", "all"),
     "search": ("optuna", None),
 }
+# Settings that change nothing but under one choice, which a command that gives them must have made: a named sweep may
+# hold those of several launchers.
+OF_ONE_CHOICE = {
+    "ray": ("launcher", "ray"),
+    "slurm": ("launcher", "slurm"),
+    "trials": ("search", "optuna"),
+    "prune": ("search", "optuna"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +130,12 @@ def read_settings(words: list[str], config_folder: str | None = None) -> tuple[S
         known = [name for name in defaults if name not in groups]
         known += [f"{group}.{name}" for group in groups for name in defaults[group]]
         raise ConfigError(f"A sweep has no setting {key!r}.{nearest_name(str(key), known)}") from error
-    return build_settings(merged), overrides
+    settings = build_settings(merged)
+    for word in own:
+        key, value = OF_ONE_CHOICE.get(key_of(word).split(".")[0], ("", ""))
+        if key and getattr(settings, key) != value:
+            raise ConfigError(f"{word} is a setting of {key}={value} alone: add {key}={value}, or leave it out.")
+    return settings, overrides
 
 
 def build_settings(values: dict[str, Any]) -> Settings:

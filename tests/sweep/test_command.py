@@ -117,6 +117,12 @@ def test_bad_input_is_named_before_anything_starts(capsys):
         ("search=optuna", "method.lr=interval(0,1)", "launcher=ray"): "launcher=ray needs jobs=NUMBER",
         ("search=optuna", "method.lr=interval(0,1)", "launcher=slurm"): "launcher=slurm needs jobs=NUMBER",
         ("seed=1,2", "trainer.num_nodes=2"): "launcher=slurm",
+        (
+            "seed=1,2",
+            "slurm.partition=gpu",
+        ): "slurm.partition=gpu is a setting of launcher=slurm alone: add launcher=slurm",
+        ("seed=1,2", "launcher=slurm", "ray.cpus=2"): "ray.cpus=2 is a setting of launcher=ray alone",
+        ("seed=1,2", "trials=50"): "trials=50 is a setting of search=optuna alone",
         ("seed=1,2", "launcher=ray", "ray.address=127.0.0.1:1"): "ray.address=127.0.0.1:1 does not answer",
         ("seed=1,2", "out=/proc/nowhere"): "out=/proc/nowhere cannot be written",
         ("search=optuna", "seed=1,2"): "a seed is not tuned",
@@ -240,7 +246,9 @@ def test_options_are_settings():
 
 
 def test_a_named_sweep_gives_way_to_the_command_line():
-    settings, overrides = read_settings(["sweep=comparison", "seed=7", "jobs=3", "slurm.extra.qos=high"])
+    settings, overrides = read_settings(
+        ["sweep=comparison", "seed=7", "jobs=3", "launcher=slurm", "slurm.extra.qos=high"]
+    )
     assert overrides == ["method=glob(*)", "experiment=demo", "seed=7"]
     assert (settings.baseline, settings.jobs, settings.slurm.extra) == ("maml", 3, {"qos": "high"})
     assert settings.slurm.minutes == 1440
