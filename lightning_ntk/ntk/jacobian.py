@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import grad_and_value, jvp, vjp, vmap
+from torch.utils._pytree import tree_map
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk.checks import check_derivatives, check_outputs
@@ -45,8 +46,22 @@ def adapted_outputs(network: Network, params: Params, tangent: Params, x: Tensor
 
     One forward pass with a tangent. Differentiable in x.
     """
-    outputs, change = jvp(lambda theta: network(theta, x), (params,), (tangent,))
+    outputs, change = outputs_and_change(network, params, tangent, x)
     return outputs + change
+
+
+def outputs_and_change(network: Network, params: Params, tangent: Params, x: Tensor) -> tuple[Tensor, Tensor]:
+    """f(x) and J(x) v. Also without gradients a network's own `torch.no_grad()` is told from the caller's."""
+
+    def both(params: Params, tangent: Params, x: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda theta: network(theta, x), (params,), (tangent,))
+
+    if torch.is_grad_enabled():
+        return both(params, tangent, x)
+    constants = tree_map(Tensor.detach, (params, tangent, x))
+    with torch.enable_grad():
+        outputs, change = both(*constants)
+    return outputs.detach(), change.detach()
 
 
 def _in_full_precision(method: Callable) -> Callable:
@@ -111,7 +126,7 @@ class Jacobian:
     @_in_full_precision
     def jvp(self, tangent: Params) -> Tensor:
         """J v: `[n, C]` for a tangent of the parameters' shapes. Costs about two forward passes."""
-        return jvp(lambda theta: self.network(theta, self.x), (self.params,), (tangent,))[1]
+        return outputs_and_change(self.network, self.params, tangent, self.x)[1]
 
     @_in_full_precision
     def vjp(self, cotangent: Tensor) -> Params:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -40,11 +41,19 @@ class engine_layers(TorchFunctionMode):
     `ntk.linear_algebra`.
 
     Under autocast the first three stay PyTorch's own, which choose their precision. Attention is computed from matrix
-    products, whose derivatives PyTorch has.
+    products, whose derivatives PyTorch has. What the network computes under a `torch.no_grad()` of its own is a
+    constant in both modes of derivatives: forward mode by itself goes on through it.
     """
+
+    def __enter__(self):
+        self.tracked = torch.is_grad_enabled()
+        return super().__enter__()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self.tracked and not torch.is_grad_enabled():
+            with forward_ad._set_fwd_grad_enabled(False):
+                return func(*args, **kwargs)
         if func in ATTENTION:
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)

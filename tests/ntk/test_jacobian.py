@@ -195,6 +195,30 @@ def test_a_network_may_write_over_its_input():
     assert torch.allclose(found, products[..., None, None] * torch.eye(2, dtype=torch.float64))
 
 
+class ScaledByItself(nn.Module):
+    """Divides by the size of a weight, which it takes as a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            size = self.first.weight.norm()
+        return self.last(torch.tanh(F.linear(x, self.first.weight / size, self.first.bias)))
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_what_a_network_computes_under_no_grad_is_constant_in_both_modes(coupled):
+    torch.manual_seed(0)
+    network, params = functional(ScaledByItself().double())
+    operator = Jacobian(network, params, torch.randn(3, 4, dtype=torch.float64), coupled=coupled)
+    expected = operator.dense() @ flatten(params)
+    assert torch.allclose(operator.jvp(params), expected)
+    with torch.no_grad():  # Around the network, it is no affair of the network's.
+        assert torch.allclose(operator.jvp(params), expected)
+
+
 def test_outputs_of_another_type_are_told():
     class Pair(nn.Linear):
         def forward(self, x):
