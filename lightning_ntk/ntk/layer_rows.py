@@ -144,7 +144,7 @@ def _add_up(rows: Params, network, params: Params, x: Tensor) -> bool:
     error = size = 0.0
     for of_one, summed in zip(rows.values(), expected, strict=True):
         of_one = of_one.flatten(0, 1).flatten(1)
-        error = error + (weights.flatten() @ of_one - summed.flatten()).square().sum()
+        error = error + (weights.flatten().to(of_one) @ of_one - summed.flatten()).square().sum()
         size = size + of_one.square().sum()
     return bool(error <= torch.finfo(x.dtype).eps * size)  # The root of both: half of the digits.
 
@@ -172,6 +172,8 @@ class _Capture(TorchFunctionMode):
             self.unsure |= not _keeps_order(func, args, kwargs, result, self.n)
             return result
         served = {torch.conv2d: self._conv2d, F.linear: self._linear, F.group_norm: self._group_norm}.get(func)
+        if not torch.is_grad_enabled():  # A network's own no_grad: the output is in no graph.
+            served = None
         result = served(*args, **kwargs) if served is not None and self.seen.isdisjoint(used) else None
         self.seen.update(used)
         if result is None:

@@ -29,9 +29,9 @@ def flatten(params: Params, batch_dims: int = 0) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Params) -> Params:
-    """Cut a vector `[P]` into tensors of the shapes of `like`: the inverse of `flatten`."""
+    """Cut a vector `[P]` into tensors of the shapes and types of `like`: the inverse of `flatten`."""
     pieces = vector.split([p.numel() for p in like.values()])
-    return {name: piece.view_as(p) for (name, p), piece in zip(like.items(), pieces, strict=True)}
+    return {name: piece.view_as(p).to(p.dtype) for (name, p), piece in zip(like.items(), pieces, strict=True)}
 
 
 def add(summands: Iterable[Params]) -> Params:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import dense_jacobian
 from torch import nn
 

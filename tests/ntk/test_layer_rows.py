@@ -13,7 +13,7 @@ from lightning_ntk.networks.resnet12 import ResNet12
 from lightning_ntk.ntk.jacobian import Jacobian
 from lightning_ntk.ntk.layer_rows import layer_rows
 from lightning_ntk.ntk.network import composed, functional
-from lightning_ntk.ntk.params import flatten
+from lightning_ntk.ntk.params import flatten, unflatten
 
 SERVED = {
     "mlp": (lambda: MLP((3,), 2, hidden=(5, 4)), (3,)),
@@ -159,13 +159,44 @@ class OnConstants(nn.Module):
         return self.head(x * shared)
 
 
+class Untracked(nn.Module):
+    """A part whose parameters are trainable, but that the network uses without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    @torch.no_grad()
+    def features(self, x):
+        return torch.tanh(self.layer(x))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+class OfTwoTypes(nn.Module):
+    """Parameters of 32 bits, followed by some of 64, and examples in another order in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        y = torch.tanh(self.layer(x.float())).double()
+        return self.head(y.flip(0).flip(0))
+
+    def double(self):
+        self.head.double()
+        return self
+
+
 def test_an_input_that_is_written_over_is_no_longer_what_the_layer_saw():
     network, params = functional(Overwritten().double())  # Autograd refuses it, too.
     x = torch.randn(4, 3, dtype=torch.float64)
     assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x) is None
 
 
-@pytest.mark.parametrize("make", [Scaled, Twice, Tied, OnSequences, Unused, Folded, OnConstants])
+@pytest.mark.parametrize("make", [Scaled, Twice, Tied, OnSequences, Unused, Folded, OnConstants, Untracked])
 def test_what_is_not_served_is_left_to_vmap(make):
     torch.manual_seed(0)
     network, params = functional(make().double())
@@ -173,6 +204,16 @@ def test_what_is_not_served_is_left_to_vmap(make):
     assert layer_rows(network.plain, {key: p.detach() for key, p in params.items()}, x) is None
     expected = dense_jacobian(network, params, x)
     assert torch.allclose(Jacobian(network, params, x, coupled=False).dense().flatten(0, 1), expected)
+
+
+def test_rows_of_parameters_of_two_types_are_checked_too():
+    torch.manual_seed(0)
+    network, params = functional(OfTwoTypes().double())
+    x = torch.randn(4, 3, dtype=torch.float64)
+    operator = Jacobian(network, params, x, coupled=False)
+    rows = operator.dense()
+    found = operator.jvp(unflatten(rows[0, 0], params))  # Each tangent in its parameter's type.
+    assert torch.allclose(found, rows @ rows[0, 0], atol=1e-5)
 
 
 def test_rows_stay_differentiable_in_an_input_that_asks_for_it():
