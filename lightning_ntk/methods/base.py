@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError, check_positive
 from lightning_ntk.networks.base import couples_examples
+from lightning_ntk.ntk.checks import check_is_allowed
 from lightning_ntk.ntk.layers import plain_attention
 from lightning_ntk.running.results import mean_and_ci95
 from lightning_ntk.running.schedule import UNSCHEDULED
@@ -186,6 +187,7 @@ class MetaLearner(pl.LightningModule):
                 f"finite. Lower method.lr (now {self.lr}) or, at method.t=inf, set method.ridge."
             ) from error
         except (NotImplementedError, RuntimeError) as error:
+            check_is_allowed(self.network, error)
             frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
             in_recurrent = RECURRENT in frames and LACKING_IN_RECURRENT.search(str(error))
             if not (in_recurrent or LACKING.search(str(error))):

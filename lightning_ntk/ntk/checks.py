@@ -1,6 +1,7 @@
 """What a network must be for its Jacobian to mean anything: a function, of outputs `[n, C]`."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +13,22 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk import norms
 
+# What a network may not do here, by the words that PyTorch's transforms have about it.
+FORBIDDEN = {
+    r"^vmap: (It looks like you're|We do not support batching operators|Attempted to vmap over `mask`)": (
+        "asks for the values of a tensor in its forward pass (an `if` on it, .item(), x[x > 0], F.one_hot), which "
+        "PyTorch's vmap over examples and tasks cannot give. Write it with torch.where and comparisons. (One task at a "
+        "time, coupled=True goes without a vmap, if slowly.)"
+    ),
+    r"^vmap: .*extra_args\) is not possible": (
+        "writes into a tensor that PyTorch's vmap over examples and tasks has only one of, such as one of torch.zeros. "
+        "Make it from what is written (h.new_zeros(...)), or use torch.stack or torch.cat."
+    ),
+    r"would mutate a captured Tensor": (
+        "writes into a tensor of its own, such as a buffer, in its forward pass. Leave that out: a function of "
+        "parameters and inputs keeps nothing."
+    ),
+}
 # Layers whose `dropout` is a number of their own, beside those that are a dropout.
 WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
 
@@ -70,7 +87,8 @@ def _has_hook(layer: nn.Module, kind: type) -> bool:
 def drawing_nothing(network: nn.Module) -> Iterator[None]:
     """Inside, a network that draws from PyTorch's generator of random numbers ends in a `ConfigError`.
 
-    What draws is no function, and no layer that `check_is_function` knows (`F.dropout` in a forward of one's own).
+    What draws is no function, and no layer that `check_is_function` knows (`F.dropout` in a forward of one's own). So
+    does one that does what is `FORBIDDEN`.
     """
     name = type(network).__name__
     message = f"network: {name} draws random numbers in its forward pass. Leave that out, or call eval() where it does."
@@ -78,11 +96,19 @@ def drawing_nothing(network: nn.Module) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        check_is_allowed(network, error)
         if "random operation" not in str(error):  # vmap's words.
             raise
         raise ConfigError(message) from error
     if _generator_states() != before:
         raise ConfigError(message)
+
+
+def check_is_allowed(network: nn.Module, error: Exception) -> None:
+    """Raise `ConfigError` where an error says that the network did what is `FORBIDDEN`."""
+    for words, what in FORBIDDEN.items():
+        if re.search(words, str(error)):
+            raise ConfigError(f"network: {type(network).__name__} {what}") from error
 
 
 def _generator_states() -> list[bytes]:

@@ -322,6 +322,17 @@ def test_a_layer_without_the_derivatives_is_named_as_the_reason():
         method.training_step(episodes, 0)
 
 
+@pytest.mark.parametrize("name", ["meta_rkhs_i", "meta_rkhs_ii", "imaml", "reptile"])
+def test_a_network_that_branches_on_its_numbers_is_told(name):
+    class Branching(MLP):
+        def forward(self, x):
+            return super().forward(x / 255 if x.max() > 1 else x)
+
+    method, episodes = METHODS[name](Branching(SPEC.input_shape, SPEC.outputs), SPEC), tasks("classification")
+    with pytest.raises(ConfigError, match=r"network: Branching asks for the values of a tensor"):
+        method.training_step(episodes, 0)
+
+
 @pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1], [10, 20, 30]])
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in CLASSIFIERS])
 def test_labels_without_an_output_are_refused(name, labels):

@@ -159,3 +159,55 @@ def test_no_parameters_are_told():
     network, _ = functional(nn.Linear(3, 2))
     with pytest.raises(ConfigError, match=r"parameters to differentiate by.* there are none"):
         empirical_ntk(network, {}, torch.randn(4, 3))
+
+
+class Forbidden(nn.Module):
+    """Does something between its layers; keeps a count."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.first, self.last, self.what = nn.Linear(4, 8), nn.Linear(8, 2), what
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        return self.last(self.what(self, torch.tanh(self.first(x))))
+
+
+def branching(module, x):
+    return 2 * x if x.max() > 0 else x
+
+
+def read(module, x):
+    return x / x.max().item()
+
+
+def masked(module, x):
+    return x + x[x > 0].mean()
+
+
+def written(module, x):
+    result = torch.zeros(x.shape, dtype=x.dtype)
+    result[:, :3] = x[:, :3]
+    return result
+
+
+def counted(module, x):
+    module.count += 1
+    return x
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (branching, "Forbidden asks for the values of a tensor"),
+        (read, "Forbidden asks for the values of a tensor"),
+        (masked, "Forbidden asks for the values of a tensor"),
+        (written, r"Forbidden writes into a tensor that PyTorch's vmap .* has only one of"),
+        (counted, "Forbidden writes into a tensor of its own"),
+    ],
+)
+def test_what_goes_through_no_transform_is_told(what, message):
+    network, params = functional(Forbidden(what))
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(ConfigError, match=message):
+        torch.func.vmap(lambda x: Jacobian(network, params, x).vjp(torch.ones(3, 2)))(x)
