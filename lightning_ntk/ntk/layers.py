@@ -114,6 +114,10 @@ def _as_glu(input, dim=-1):
     return value * gate.sigmoid()
 
 
+def _as_hardsigmoid(input, inplace=False):
+    return F.relu6(input + 3) / 6
+
+
 def _as_weight_norm(v, g, dim=0):
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
@@ -190,5 +194,6 @@ _SERVED = {
     # And of these, forward-mode derivatives have no reverse mode, or fail under vmap; weight norm's second are wrong.
     torch.prelu: _as_prelu,
     F.glu: _as_glu,
+    F.hardsigmoid: _as_hardsigmoid,
     torch._weight_norm: _as_weight_norm,
 }

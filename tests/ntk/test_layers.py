@@ -104,13 +104,14 @@ def test_leading_axes_keep_their_order(leading_axes):
     torch.testing.assert_close(result, torch.stack([torch.stack(row) for row in expected]))
 
 
-def gates(prelu, glu, weight_norm):
-    """A network of all three, the first on images and on vectors."""
+def gates(prelu, glu, weight_norm, hardsigmoid):
+    """A network of all four, the first on images and on vectors."""
 
     def network(theta, x):
         weight = weight_norm(theta["weight"], theta["lengths"])
         images = prelu(F.conv2d(x, weight, theta["bias"], padding=1), theta["slopes"])
-        return prelu(glu(images, 1).square().mean((-2, -1)) @ theta["head"], theta["slope"])
+        features = hardsigmoid(glu(images, 1)).square().mean((-2, -1))
+        return prelu(features @ theta["head"], theta["slope"])
 
     return network
 
@@ -126,9 +127,12 @@ def test_what_pytorch_lacks_derivatives_of_has_them_under(nesting):
     def weight_norm(v, g):
         return g * v / v.square().sum((1, 2, 3), keepdim=True).sqrt()
 
+    def hardsigmoid(x):
+        return (x / 6 + 0.5).clamp(0, 1)
+
     _, theta, x = problem("plain", "halves")
     theta["lengths"] = torch.rand(4, 1, 1, 1, dtype=torch.float64)
     slopes = {"slopes": torch.rand(4, dtype=torch.float64), "slope": torch.rand(1, dtype=torch.float64)}
     theta = theta | slopes | {"head": theta["head"][:2]}
-    found = nesting(engine(gates(F.prelu, F.glu, torch._weight_norm)), theta, x)
-    assert_close(found, nesting(gates(prelu, glu, weight_norm), theta, x))
+    found = nesting(engine(gates(F.prelu, F.glu, torch._weight_norm, F.hardsigmoid)), theta, x)
+    assert_close(found, nesting(gates(prelu, glu, weight_norm, hardsigmoid), theta, x))
