@@ -136,6 +136,20 @@ def check_derivatives() -> None:
         )
 
 
+def check_operands(network: object, x: object) -> None:
+    """Raise `ConfigError` for a module in the place of f(theta, x), and for inputs that are not one tensor."""
+    if isinstance(network, nn.Module):
+        raise ConfigError(
+            f"Expected a function f(parameters, inputs), but got the module {type(network).__name__}. Take network, "
+            "parameters = ntk.functional(module)."
+        )
+    if not isinstance(x, Tensor):
+        raise ConfigError(
+            f"Expected inputs as one tensor [n, ...], but got a {type(x).__name__}. Of several tensors make one, which "
+            "a module of your own takes apart again."
+        )
+
+
 def check_outputs(outputs: Tensor, x: Tensor) -> None:
     """Raise `ConfigError` unless outputs are a row of C numbers for each of the inputs x `[n, ...]`."""
     if not isinstance(outputs, Tensor):

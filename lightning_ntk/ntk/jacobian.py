@@ -13,7 +13,7 @@ from torch.func import grad_and_value, jvp, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.checks import check_derivatives, check_outputs
+from lightning_ntk.ntk.checks import check_derivatives, check_operands, check_outputs
 from lightning_ntk.ntk.layer_rows import layer_rows
 from lightning_ntk.ntk.network import Network, with_own_layers
 from lightning_ntk.ntk.params import Params, flatten, groups_at_once, in_chunks
@@ -86,12 +86,13 @@ class Jacobian:
             costs n C backward passes over n examples; otherwise it costs C of them.
 
     Raises:
-        ConfigError: inside `torch.inference_mode`; no parameters; or, when they are first needed, outputs of another
-            shape.
+        ConfigError: inside `torch.inference_mode`; a module as the network; inputs that are no tensor; no parameters;
+            or, when they are first needed, outputs of another shape.
     """
 
     def __init__(self, network: Network, params: Params, x: Tensor, *, coupled: bool = True) -> None:
         check_derivatives()
+        check_operands(network, x)
         if not params:
             raise ConfigError("Expected the parameters to differentiate by, {name: tensor}, but there are none.")
         self.network = network

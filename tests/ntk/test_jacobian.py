@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,6 +237,20 @@ def test_rows_are_counted_from_the_end_as_in_a_list(coupled):
     j = Jacobian(network, params, torch.randn(5, 3, dtype=torch.float64), coupled=coupled)
     assert torch.allclose(flatten(j.rows(-2), batch_dims=2), j.dense()[-2:])
     assert torch.allclose(flatten(j.rows(1, -1), batch_dims=2), j.dense()[1:-1])
+
+
+def test_a_module_in_the_place_of_a_function_is_told():
+    module, x = nn.Linear(3, 2), torch.randn(4, 3)
+    _, params = functional(module)
+    with pytest.raises(ConfigError, match=r"got the module Linear. Take network, parameters = ntk.functional"):
+        empirical_ntk(module, params, x)
+
+
+@pytest.mark.parametrize("several", [{"x": torch.ones(4, 3)}, (torch.ones(4, 3), torch.ones(4, 3)), np.ones((4, 3))])
+def test_inputs_that_are_not_one_tensor_are_told(several):
+    network, params = functional(nn.Linear(3, 2))
+    with pytest.raises(ConfigError, match=rf"Expected inputs as one tensor .* got a {type(several).__name__}"):
+        empirical_ntk(network, params, several)
 
 
 def test_recurrent_layers_are_told_to_couple_their_examples():
