@@ -194,7 +194,7 @@ esac
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OLD_PYTHON, r"Python >= 3\.10 is needed, but .* is Python 3\.9\.18"),
+        (OLD_PYTHON, r"Python 3\.10 to 3\.12 is needed, but .* is Python 3\.9\.18"),
         ('case "$*" in *ensurepip*) exit 1;; esac', "lacks its venv module"),
         (None, "there is no .*fake_python"),
     ],
