@@ -36,6 +36,7 @@ LACKING = re.compile(
 # What recurrent layers end in; elsewhere it is a mistake about shapes.
 LACKING_IN_RECURRENT = re.compile(r"match the broadcast shape")
 RECURRENT = str(Path(nn.modules.rnn.__file__))
+MODULE = str(Path(nn.modules.module.__file__))
 
 
 class MetaLearner(pl.LightningModule):
@@ -187,8 +188,9 @@ class MetaLearner(pl.LightningModule):
                 f"finite. Lower method.lr (now {self.lr}) or, at method.t=inf, set method.ridge."
             ) from error
         except (NotImplementedError, RuntimeError) as error:
-            check_is_allowed(self.network, error)
             frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+            if MODULE in frames:  # The network's doing, and not that of a method of one's own.
+                check_is_allowed(self.network, error)
             in_recurrent = RECURRENT in frames and LACKING_IN_RECURRENT.search(str(error))
             if not (in_recurrent or LACKING.search(str(error))):
                 raise

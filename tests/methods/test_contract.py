@@ -333,6 +333,16 @@ def test_a_network_that_branches_on_its_numbers_is_told(name):
         method.training_step(episodes, 0)
 
 
+def test_a_network_is_not_blamed_for_what_a_method_of_ones_own_does():
+    class Peeking(MetaRKHSII):
+        def meta_loss(self, episodes):
+            return torch.vmap(lambda x: x.sum() / x.max().item())(episodes.query_x).sum()
+
+    method = Peeking(MLP(SPEC.input_shape, SPEC.outputs), SPEC, lr=1e-3)
+    with pytest.raises(RuntimeError, match=r"vmap: It looks like you're calling .item\(\)"):
+        method.training_step(tasks("classification"), 0)
+
+
 @pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1], [10, 20, 30]])
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in CLASSIFIERS])
 def test_labels_without_an_output_are_refused(name, labels):
