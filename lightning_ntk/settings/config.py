@@ -137,6 +137,7 @@ def compose_config(
             config = _compose(name, words, folders[1:])
             if extra_folder is not None and _recipe_is_of_another(config.choices, words, folders[1]):
                 config = _compose(name, [*words, "~recipe"], folders[1:])
+            _leave_out_unchosen_callbacks(config, overrides)
             return config
         except RecursionError as error:
             raise ConfigError(
@@ -156,6 +157,19 @@ def compose_config(
             if not unfit:
                 raise explained from error
             first = [o for o in first if o not in unfit]
+
+
+def _leave_out_unchosen_callbacks(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Take out what an experiment sets for callbacks that were not chosen, but for what was asked for now.
+
+    Such settings are all that the entry of a callback of ours holds: without its YAML it has no `_target_`.
+    """
+    for name, entry in list((config.get("callbacks") or {}).items()):
+        ours = (conf_folder() / "callbacks" / f"{name}.yaml").exists()
+        asked = any(key_of(o).startswith(f"callbacks.{name}.") for o in overrides)
+        if ours and not asked and isinstance(entry, DictConfig) and "_target_" not in entry:
+            with open_dict(config):
+                del config.callbacks[name]
 
 
 def _not_utf8(folders: Sequence[Path]) -> str:

@@ -66,6 +66,14 @@ def test_an_experiment_sets_what_the_command_line_may_still_change():
     assert compose_config("train", ["experiment=demo", "steps=7"]).steps == 7
 
 
+def test_what_an_experiment_sets_for_a_callback_that_is_not_chosen_is_left_out_unless_asked_for():
+    assert list(compose_config("train", ["experiment=demo", "callbacks=timing"]).callbacks) == ["timing"]
+    # A run trained by the experiment, evaluated with other callbacks.
+    assert list(compose_config("train", ["callbacks=timing"], inherited=["experiment=demo"]).callbacks) == ["timing"]
+    asked = compose_config("train", ["experiment=demo", "callbacks=timing", "callbacks.ntk.test_episodes=3"])
+    assert set(asked.callbacks) == {"timing", "ntk"}  # Which `train` refuses.
+
+
 # What a choice cannot know.
 MANDATORY = {"from_dataset": ["data.dataset._target_=my.Dataset"]}
 
