@@ -28,6 +28,18 @@ FORBIDDEN = {
         "writes into a tensor of its own, such as a buffer, in its forward pass. Leave that out: a function of "
         "parameters and inputs keeps nothing."
     ),
+    r"override the setup_context staticmethod|You tried to vmap over \w+, but|must implement the jvp function": (
+        "calls an autograd.Function that PyTorch's transforms cannot follow. Give one of your own setup_context, jvp "
+        "and generate_vmap_rule = True; leave torch.utils.checkpoint out, which is one."
+    ),
+    r"don't yet support saved tensor hooks": (
+        "has hooks on the tensors that it saves, as torch.utils.checkpoint does, which PyTorch's transforms cannot "
+        "follow. Leave them out."
+    ),
+    r"call Tensor\.requires_grad_\(\)|does not require grad and does not have a grad_fn": (
+        "takes derivatives by torch.autograd in its forward pass, which PyTorch's transforms do not see. Take them by "
+        "torch.func.grad, torch.func.vjp or torch.func.jvp."
+    ),
 }
 # Layers whose `dropout` is a number of their own, beside those that are a dropout.
 WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)

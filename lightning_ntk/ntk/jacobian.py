@@ -69,8 +69,16 @@ def _in_full_precision(method: Callable) -> Callable:
 
     @functools.wraps(method)
     def computed(self: "Jacobian", *args, **settings):
-        with full_precision(self.x.device.type):
-            return method(self, *args, **settings)
+        try:
+            with full_precision(self.x.device.type):
+                return method(self, *args, **settings)
+        except RuntimeError as error:
+            if "use_reentrant=True" not in str(error):
+                raise
+            raise ConfigError(
+                "The network has a part in torch.utils.checkpoint, whose derivatives by parameters PyTorch does not "
+                "give here. Leave checkpointing out."
+            ) from error
 
     return computed
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.ntk.jacobian import Jacobian
@@ -196,6 +197,41 @@ def counted(module, x):
     return x
 
 
+def sloped(module, x):
+    moved = x.detach().requires_grad_()
+    return x + torch.autograd.grad((moved**2).sum(), moved)[0]
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return 2 * ctx.saved_tensors[0] * cotangent
+
+
+class SquaredInParts(Squared):
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+
+class SquaredWhole(SquaredInParts):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * ctx.saved_tensors[0] * tangent
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -204,10 +240,45 @@ def counted(module, x):
         (masked, "Forbidden asks for the values of a tensor"),
         (written, r"Forbidden writes into a tensor that PyTorch's vmap .* has only one of"),
         (counted, "Forbidden writes into a tensor of its own"),
+        (lambda module, x: Squared.apply(x), "Forbidden calls an autograd.Function .* setup_context, jvp and"),
+        (lambda module, x: SquaredInParts.apply(x), "Forbidden calls an autograd.Function .* setup_context, jvp and"),
+        (lambda module, x: checkpoint(torch.tanh, x, use_reentrant=True), r"leave torch\.utils\.checkpoint out"),
+        (lambda module, x: checkpoint(torch.tanh, x, use_reentrant=False), "Forbidden has hooks on the tensors"),
+        (sloped, r"Forbidden takes derivatives by torch\.autograd .* torch\.func\.grad"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
 def test_what_goes_through_no_transform_is_told(what, message):
     network, params = functional(Forbidden(what))
     x = torch.randn(2, 3, 4)
     with pytest.raises(ConfigError, match=message):
         torch.func.vmap(lambda x: Jacobian(network, params, x).vjp(torch.ones(3, 2)))(x)
+
+
+def test_a_function_without_a_forward_derivative_is_told():
+    network, params = functional(Forbidden(lambda module, x: SquaredInParts.apply(x)))
+    with pytest.raises(ConfigError, match=r"Forbidden calls an autograd\.Function"):
+        Jacobian(network, params, torch.randn(3, 4)).jvp(params)
+
+
+@pytest.mark.parametrize("pairs", [1, None])
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
+def test_rows_of_a_checkpointed_part_are_refused(coupled, pairs):
+    network, params = functional(Forbidden(lambda module, x: checkpoint(torch.tanh, x, use_reentrant=True)))
+    with pytest.raises(ConfigError, match=r"torch\.utils\.checkpoint"):
+        Jacobian(network, params, torch.randn(3, 4), coupled=coupled).rows(pairs_at_once=pairs)
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_what_the_refusals_advise_has_derivatives(coupled):
+    torch.manual_seed(0)
+    plain, x = Forbidden(lambda module, x: x**2).double(), torch.randn(3, 4, dtype=torch.float64)
+    expected = empirical_ntk(*functional(plain), x)
+    summed = Forbidden(lambda module, x: torch.func.grad(lambda y: (y**3).sum() / 3)(x)).double()
+    for module in (Forbidden(lambda module, x: SquaredWhole.apply(x)).double(), summed):
+        module.load_state_dict(plain.state_dict())
+        network, params = functional(module)
+        j = Jacobian(network, params, x, coupled=coupled)
+        assert torch.allclose(empirical_ntk(network, params, x, coupled=coupled), expected)
+        assert torch.allclose(j.jvp(params), Jacobian(*functional(plain), x).jvp(params))
