@@ -43,6 +43,7 @@ FORBIDDEN = {
 }
 # Layers whose `dropout` is a number of their own, beside those that are a dropout.
 WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
@@ -61,6 +62,10 @@ def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
             what = "goes on estimating a norm at each call. Use torch.nn.utils.parametrizations.orthogonal"
         elif layer.training and getattr(layer, "running_mean", None) is not None:
             what = "keeps running averages. Use networks.normalisation.BatchStatistics, or nn.GroupNorm"
+        elif isinstance(layer, EMBEDDINGS) and layer.max_norm is not None:
+            what = "writes to its weight at each call. Leave max_norm out"
+        elif isinstance(layer, EMBEDDINGS) and (layer.sparse or layer.scale_grad_by_freq):
+            what = "has other gradients than its function's, or sparse ones. Leave out scale_grad_by_freq and sparse"
         elif compiled and isinstance(layer, norms.MODULES):
             what = "has derivatives that come out wrong when compiled. Set method.compile=false, or use nn.GroupNorm"
         if what:

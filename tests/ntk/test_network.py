@@ -151,6 +151,26 @@ def test_an_older_spectral_norm_is_refused_while_it_trains():
         empirical_ntk(network, params, torch.randn(3, 4))
 
 
+def embedded(make, **settings):
+    """Tokens `[n, 3]`, by 4 numbers each, and a head."""
+    return nn.Sequential(make(6, 4, **settings), nn.Flatten(), nn.Linear(12 if make is nn.Embedding else 4, 2))
+
+
+@pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"max_norm": 1.0}, "writes to its weight"),
+        ({"sparse": True}, "has other gradients .* or sparse ones"),
+        ({"scale_grad_by_freq": True}, "has other gradients"),
+    ],
+)
+def test_an_embedding_without_the_gradients_of_its_function_is_refused(make, setting, message):
+    network, params = functional(embedded(make, **setting))
+    with pytest.raises(ConfigError, match=rf"layer 0 \({make.__name__}\) {message}"):
+        empirical_ntk(network, params, torch.randint(6, (2, 3)))
+
+
 def test_complex_parameters_are_refused():
     with pytest.raises(ConfigError, match=r"real parameters, but weight are complex"):
         functional(nn.Linear(3, 2, bias=False, dtype=torch.complex64))
