@@ -66,6 +66,8 @@ def check_is_function(network: nn.Module, *, compiled: bool = False) -> None:
             what = "writes to its weight at each call. Leave max_norm out"
         elif isinstance(layer, EMBEDDINGS) and (layer.sparse or layer.scale_grad_by_freq):
             what = "has other gradients than its function's, or sparse ones. Leave out scale_grad_by_freq and sparse"
+        elif layer._backward_hooks or layer._backward_pre_hooks:
+            what = "has backward hooks, which PyTorch's transforms do not call. Remove them (handle.remove())"
         elif compiled and isinstance(layer, norms.MODULES):
             what = "has derivatives that come out wrong when compiled. Set method.compile=false, or use nn.GroupNorm"
         if what:

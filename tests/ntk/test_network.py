@@ -171,6 +171,17 @@ def test_an_embedding_without_the_gradients_of_its_function_is_refused(make, set
         empirical_ntk(network, params, torch.randint(6, (2, 3)))
 
 
+@pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_are_refused(hook):
+    module = nn.Sequential(nn.Linear(4, 2), nn.Tanh())
+    handle = getattr(module[1], hook)(lambda *given: None)
+    network, params = functional(module)
+    with pytest.raises(ConfigError, match=r"layer 1 \(Tanh\) has backward hooks"):
+        Jacobian(network, params, torch.randn(3, 4)).jvp(params)
+    handle.remove()
+    Jacobian(network, params, torch.randn(3, 4)).jvp(params)
+
+
 def test_complex_parameters_are_refused():
     with pytest.raises(ConfigError, match=r"real parameters, but weight are complex"):
         functional(nn.Linear(3, 2, bias=False, dtype=torch.complex64))
