@@ -118,6 +118,14 @@ def _as_hardsigmoid(input, inplace=False):
     return F.relu6(input + 3) / 6
 
 
+def _as_embedding(input, weight, padding_idx=None, *settings, **more):
+    if padding_idx is None:
+        return None
+    is_padding = torch.arange(len(weight), device=weight.device) == padding_idx % len(weight)
+    weight = torch.where(is_padding.unsqueeze(1), weight.detach(), weight)
+    return F.embedding(input, weight, None, *settings, **more)
+
+
 def _as_weight_norm(v, g, dim=0):
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
@@ -196,4 +204,6 @@ _SERVED = {
     F.glu: _as_glu,
     F.hardsigmoid: _as_hardsigmoid,
     torch._weight_norm: _as_weight_norm,
+    # In forward mode padding is no constant, as it is in reverse mode.
+    F.embedding: _as_embedding,
 }

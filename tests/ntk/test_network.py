@@ -171,6 +171,20 @@ def test_an_embedding_without_the_gradients_of_its_function_is_refused(make, set
         empirical_ntk(network, params, torch.randint(6, (2, 3)))
 
 
+@pytest.mark.parametrize("padding", [1, -5])
+@pytest.mark.parametrize("coupled", [True, False])
+def test_the_padding_of_an_embedding_is_a_constant_in_both_modes_of_derivatives(padding, coupled):
+    torch.manual_seed(0)
+    module, x = embedded(nn.Embedding, padding_idx=padding).double(), torch.randint(3, (5, 3))
+    network, params = functional(module)
+    rows = [torch.autograd.grad(y, module.parameters(), retain_graph=True) for y in module(x).flatten()]
+    expected = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    assert torch.allclose(Jacobian(network, params, x, coupled=coupled).dense().flatten(0, 1), expected)
+    tangent = {name: torch.randn_like(p) for name, p in params.items()}
+    by_hand = expected @ torch.cat([v.flatten() for v in tangent.values()])
+    assert torch.allclose(Jacobian(network, params, x, coupled=coupled).jvp(tangent).flatten(), by_hand)
+
+
 @pytest.mark.parametrize("hook", ["register_full_backward_hook", "register_full_backward_pre_hook"])
 def test_backward_hooks_are_refused(hook):
     module = nn.Sequential(nn.Linear(4, 2), nn.Tanh())
