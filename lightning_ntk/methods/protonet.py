@@ -55,9 +55,22 @@ class ProtoNet(MetaLearner):
 
 
 def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """`[ways, width]` from features `[n, width]` and class numbers `[n]`, of which none is missing."""
+    """`[ways, width]` from features `[n, width]` and class numbers `[n]`.
+
+    A class without an example has no mean. (Methods that adapt the network's head have an output for it all the same.)
+
+    Raises:
+        ConfigError: a class below the largest has no example. On a GPU, which this would have to wait for, its mean is
+            NaN, and with it the task's accuracy.
+    """
     members = F.one_hot(labels).to(features.dtype)
-    return (members / members.sum(0)).T @ features
+    sizes = members.sum(0)
+    if labels.is_cpu and not bool(sizes.all()):
+        raise ConfigError(
+            f"Expected support examples of each class from 0 to {len(sizes) - 1}, the largest label, but got none of "
+            f"class {int((sizes == 0).nonzero()[0])}. Number the classes of a task from 0, without gaps."
+        )
+    return (members / sizes).T @ features
 
 
 def check_classification(spec: TaskSpec, method: str) -> None:

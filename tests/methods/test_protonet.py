@@ -18,6 +18,14 @@ def test_class_means_by_hand():
     assert class_means(features, torch.tensor([1, 0, 1])).tolist() == [[5.0, 5.0], [2.0, 1.0]]
 
 
+@pytest.mark.parametrize("name", ["protonet", "nearest_centroid"])
+def test_a_class_without_support_is_refused(name):
+    method, task = make(name, "classification"), next(iter(tasks("classification")))
+    kept = task.support_y != 1
+    with pytest.raises(ConfigError, match="each class from 0 to 2, the largest label, but got none of class 1"):
+        method.adapt(task.support_x[kept], task.support_y[kept])
+
+
 def test_the_loss_and_its_gradient_are_those_of_a_loop_over_classes():
     method, episodes = make("protonet", "classification").double(), in_double(tasks("classification"))
     losses = []
