@@ -53,7 +53,8 @@ def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shar
             survey.findings += shared
         survey.notes += _shared_within(splits)
         survey.notes += _repeated(splits)
-        if survey.rows and not any(np.max(images) > 1 for classes in splits.values() for images in classes.values()):
+        arrays = (np.asarray(images) for classes in splits.values() for images in classes.values())
+        if survey.rows and not any(images.max() > 1 for images in arrays):
             survey.notes.append("No image has a value above 1: is it 0 to 255 that is meant? Then multiply by 255.")
     shapes = {(row["channels"], row["height"], row["width"]) for row in survey.rows}
     if len(shapes) > 1:

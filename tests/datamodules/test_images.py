@@ -12,6 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from test_train import TINY, run
 
 from datamodules.episodes.image_store import channel_statistics
+from datamodules.from_arrays import FromArrays
 from datamodules.images import ImageDataModule, content_hash
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DataError
@@ -189,6 +190,14 @@ def test_a_survey_keeps_what_it_found_before_it_was_kept_from_going_on():
     assert Broken().survey().findings == ["Image 3 is damaged.", "Image 8 is damaged.", "The disk is gone."]
     Broken.found = []
     assert Broken().survey().findings == ["Image 3 is damaged, to begin with."]
+
+
+def test_classes_of_tensors_are_surveyed_as_arrays_are():
+    arrays = Numbered().class_splits()
+    tensors = {split: {name: torch.tensor(x) for name, x in classes.items()} for split, classes in arrays.items()}
+    of_arrays, of_tensors = (FromArrays(splits=splits, queries=3).survey() for splits in (arrays, tensors))
+    assert of_tensors == of_arrays
+    assert len(of_tensors.rows) == 3
 
 
 def test_a_batch_of_several_epochs_or_steps_is_refused():
