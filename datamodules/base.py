@@ -117,7 +117,13 @@ class EpisodicDataModule(pl.LightningDataModule):
 
     def has_split(self, split: str) -> bool:
         """Whether the data set has this split; only "val" may be missing."""
-        return True
+        return split in SPLITS
+
+    def check_split(self, split: str) -> None:
+        """Raise `ConfigError` unless the data set has this split."""
+        if not self.has_split(split):
+            there = ", ".join(filter(self.has_split, SPLITS))
+            raise ConfigError(f"{type(self).__name__} has no split {split!r}, but {there}.")
 
     def survey(self) -> Survey:
         """What the data set holds and what is wrong with it, without `setup` having to succeed."""
@@ -150,6 +156,7 @@ class EpisodicDataModule(pl.LightningDataModule):
         So are the settings, which are hashed and written only after a training.
         """
         if split not in self._looked_at:
+            self.check_split(split)
             what = f"Episode 0 of the {split} split of {type(self).__name__}"
             trained, settings = self.spec.outputs, self.task_settings()
             check_settings(settings, type(self).__name__)

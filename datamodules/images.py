@@ -206,13 +206,15 @@ class ImageDataModule(EpisodicDataModule):
     def has_split(self, split: str) -> bool:
         return split in self._stores
 
-    def _store(self, split: str) -> ImageStore:
-        """The images of a split; a `ConfigError` where there are none, or none yet."""
-        if split in self._stores:
-            return self._stores[split]
+    def check_split(self, split: str) -> None:
+        """Raise `ConfigError` unless the data set has this split, and its images are read."""
         if not self._stores:
             raise ConfigError(f"{type(self).__name__} has read no images yet: call prepare_data() and setup() first.")
-        raise ConfigError(f"{type(self).__name__} has no split {split!r}, but {', '.join(self._stores)}.")
+        super().check_split(split)
+
+    def _store(self, split: str) -> ImageStore:
+        self.check_split(split)
+        return self._stores[split]
 
     def class_count(self, split: str) -> int:
         """Number of classes of a split, rotations counted; valid after `setup`."""
@@ -255,7 +257,7 @@ class ImageDataModule(EpisodicDataModule):
             return survey
         survey = survey_images(splits, self.trains, self.allow_shared_images)
         survey.notes += self.passed_over()
-        for split, classes in splits.items():
+        for split, classes in ((split, splits[split]) for split in SPLITS if split in splits):
             survey.findings += self.lacking(split, {name: len(images) for name, images in classes.items()})
         return survey
 

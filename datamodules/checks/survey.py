@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodules.checks.disjoint import Shared, repeated, shared_classes, shared_images, shared_within
 from datamodules.episodes.image_store import Classes, check_images
-from lightning_ntk.errors import DataError
+from lightning_ntk.errors import DataError, nearest_name
 
 SPLITS = ("train", "val", "test")
 
@@ -30,10 +30,12 @@ def missing_splits(splits: Mapping[str, Classes], trains: bool = True) -> Iterat
     for split in ("train", "test") if trains else ("test",):
         if split not in splits:
             needed = "both train and test are" if trains else "it is"
-            yield f"The data set has no classes in its {split} split; {needed} needed."
+            there = f", but in {', '.join(map(repr, splits))}" if splits else ""
+            yield f"The data set has no classes in its {split} split{there}; {needed} needed."
     for split in splits:
         if split not in SPLITS:
-            yield f"The data set has the split {split!r}; expected {', '.join(SPLITS)}."
+            near = nearest_name(str(split), SPLITS)
+            yield f"The data set has the split {split!r}; expected {', '.join(SPLITS)}.{near}"
 
 
 def survey_images(splits: Mapping[str, Classes], trains: bool = True, allow_shared_images: bool = False) -> Survey:

@@ -70,6 +70,11 @@ def test_epochs_differ_in_training_and_not_in_evaluation():
     assert all(same(test[index], again[index]) for index in test)
 
 
+def test_a_split_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match="Sinusoid has no split 'valid', but train, val, test"):
+        Sinusoid().batch("valid", [0])
+
+
 def test_the_seed_changes_training_episodes_and_not_the_test_episodes():
     first, other = make(seed=0), make(seed=1)
     assert not same(first.draw("train", 0, 0), other.draw("train", 0, 0))

@@ -48,8 +48,9 @@ def test_data_that_are_not_set_up_say_so(ask):
         ask(data)
     data.setup()
     ask(data)
-    with pytest.raises(ConfigError, match="Numbered has no split 'valid', but train, val, test"):
-        data.class_sizes("valid")
+    for of in (data.class_sizes, data.check_drawn, lambda split: data.batch(split, [0])):
+        with pytest.raises(ConfigError, match="Numbered has no split 'valid', but train, val, test"):
+            of("valid")
 
 
 def test_who_writes_to_an_episode_changes_no_other():
@@ -198,6 +199,20 @@ def test_classes_of_tensors_are_surveyed_as_arrays_are():
     of_arrays, of_tensors = (FromArrays(splits=splits, queries=3).survey() for splits in (arrays, tensors))
     assert of_tensors == of_arrays
     assert len(of_tensors.rows) == 3
+
+
+def test_splits_of_other_names_are_told_of_with_what_there_is():
+    class Misnamed(Numbered):
+        classes: ClassVar = {"train": range(0, 8), "valid": range(100, 106)}
+
+    data = Misnamed(ways=5, shots=2, queries=3)
+    lines = [
+        "The data set has no classes in its test split, but in 'train', 'valid'; both train and test are needed.",
+        "The data set has the split 'valid'; expected train, val, test. Did you mean 'val'?",
+    ]
+    assert data.survey().findings == lines
+    with pytest.raises(DataError, match=lines[0]):
+        data.setup()
 
 
 def test_a_batch_of_several_epochs_or_steps_is_refused():
