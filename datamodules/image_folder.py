@@ -103,7 +103,7 @@ class ImageFolder(CachedImages):
         beside = [] if self.split_file is not None else reading(_beside, self.root)
         if beside:
             first = beside[0].relative_to(self.root)
-            yield f"Files passed over beside class folders: {len(beside)}, the first {first}."
+            yield f"Files beside class folders, of no class and passed over: {len(beside)}, the first {first}."
 
     def made_from(self) -> list[Any]:
         classes = [(split, name, path) for split, own in self._folders().items() for name, path in sorted(own.items())]

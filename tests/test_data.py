@@ -219,7 +219,7 @@ def test_an_unreadable_image_is_a_line(images, capsys):
     os.rename(images / "val" / "val_1" / "2.png", os.fsencode(images / "val" / "val_1") + b"/\xe9.png")
     content, _ = survey(capsys, *FOLDER, "data.cache_dir=/dev/null/x", status=2)
     first, second = content["findings"]
-    assert "train/empty holds no images" in first
+    assert "Class folder images/train/empty is empty, hidden files apart. Remove it" in first
     assert "val_1/?.png cannot be read" in second.encode(errors="replace").decode()
 
 

@@ -114,8 +114,12 @@ def image_files(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:  # Its entries know what is a file: a start looks through all of them.
         files = sorted(entry.path for entry in entries if is_image(entry) and not entry.name.startswith("."))
     if not files:
-        inner = sorted(path.name for path in visible(folder) if path.is_dir())
-        found = f" but folders ({', '.join(inner[:3])}{', ...' if len(inner) > 3 else ''})" if inner else ""
+        others = sorted(visible(folder))
+        if not others:
+            raise DataError(f"Class folder {folder} is empty, hidden files apart. Remove it, or put images into it.")
+        inner = [path.name for path in others if path.is_dir()]
+        names = inner or [path.name for path in others]
+        found = f" but {'folders' if inner else 'files'} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         way = "Put its images into it directly, not into folders below" if inner else "Remove it or fill it"
         raise DataError(f"Class folder {folder} holds no images ({', '.join(EXTENSIONS)}){found}. {way}.")
     return list(map(Path, files))

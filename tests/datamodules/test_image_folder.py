@@ -174,7 +174,11 @@ def test_an_empty_image_is_named(folders):
 
 def test_an_empty_class_is_named(folders):
     (folders / "test" / "nothing").mkdir()
-    with pytest.raises(DataError, match="nothing holds no images"):
+    with pytest.raises(DataError, match="nothing is empty"):
+        make(folders)
+    for name in ("a.txt", "b.txt"):
+        (folders / "test" / "nothing" / name).touch()
+    with pytest.raises(DataError, match=r"nothing holds no images .* but files \(a\.txt, b\.txt\)\. Remove it"):
         make(folders)
 
 
@@ -224,7 +228,7 @@ def test_files_beside_class_folders_are_told_of(folders):
     (folders / "val" / ".DS_Store").touch()
     (folders / "README").touch()
     (note,) = ImageFolder(root=str(folders), ways=2, queries=2).survey().notes
-    assert note == (f"Files passed over beside class folders: 2, the first {Path('test') / 'notes.txt'}.")
+    assert note == f"Files beside class folders, of no class and passed over: 2, the first {Path('test/notes.txt')}."
 
 
 @pytest.mark.parametrize("link", ["train/train_9", "val"])

@@ -67,7 +67,7 @@ def test_what_is_missing_or_spoilt_is_named(root):
         make(root).class_splits()
     for file in (root / "data" / FOLDER / "val" / "n03").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"n03 holds no images"):
+    with pytest.raises(DataError, match=r"n03 is empty"):
         make(root).class_splits()
     with pytest.raises(DataError, match=rf"has no {FOLDER} or (.|\n)*Expected:\n  ROOT/{FOLDER}/train"):
         make(root, "elsewhere").class_splits()
