@@ -162,7 +162,7 @@ def test_classes_of_a_split_that_are_the_same_are_told_of(images, capsys):
     content, _ = survey(capsys, *FOLDER)
     assert content["notes"] == [
         "Class 'train_9' of the train split is also there as 'train_2': 6 of its 6 images are the same. 2 more pairs "
-        "of classes of this split share images.",
+        "or groups of its classes share images.",
         "Class 'test_2' of the test split is also there as 'test_0': 2 of its 6 images are the same.",
     ]
 

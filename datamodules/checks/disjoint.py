@@ -12,6 +12,8 @@ from lightning_ntk.errors import DataError
 
 # Bytes of an image that are looked at before it is hashed: so many runs of eight, spread over it.
 _RUNS = 4
+# An image of more classes is told of once, by a `Crowd`: the pairs of classes are as many as their number's square.
+MOST_PAIRED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +42,35 @@ class Shared:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Crowd:
+    """So many images, each of which all of these many classes, by split and name, have in common."""
+
+    classes: tuple[tuple[str, str], ...]
+    images: int
+
+    def part(self) -> float:
+        """Above any that `Shared` gives."""
+        return len(self.classes)
+
+    def __str__(self) -> str:
+        splits = " and ".join(dict.fromkeys(split for split, _ in self.classes))
+        what = "1 image is" if self.images == 1 else f"{self.images} images are each"
+        (_, first), (_, second), *_, (split, last) = self.classes
+        return (
+            f"{what} in {len(self.classes)} classes of {splits}: in {first!r}, {second!r} and others, up to {last!r} "
+            f"of the {split} split."
+        )
+
+
 def check_disjoint(splits: Mapping[str, Classes], allow_shared_images: bool = False) -> None:
     """Raise `DataError` when two splits share a class, by its name, or an image."""
     for finding in shared_classes(splits):
         raise DataError(f"{finding} Few-shot classes must not be shared: remove it from one of them.")
     found = [] if allow_shared_images else shared_images(splits)
     if found:
-        worst = max(found, key=Shared.part)
-        others = f" {len(found) - 1} more pairs of classes share images." if len(found) > 1 else ""
+        worst = max(found, key=lambda shared: shared.part())
+        others = f" {len(found) - 1} more pairs or groups of classes share images." if len(found) > 1 else ""
         raise DataError(
             f"{worst}{others} Few-shot classes must not be shared: remove them from one split "
             "(`lightning-ntk data` lists them), or set data.allow_shared_images=true."
@@ -63,8 +86,8 @@ def shared_classes(splits: Mapping[str, Classes]) -> Iterator[str]:
                 yield f"Class {name!r} of the {split} split is also in the {owner[name]} split."
 
 
-def shared_images(splits: Mapping[str, Classes]) -> list[Shared]:
-    """Pairs of classes of different splits with equal images: every one, by SHA-256 of all bytes.
+def shared_images(splits: Mapping[str, Classes]) -> list[Shared | Crowd]:
+    """Pairs (or crowds) of classes of different splits with equal images: every one, by SHA-256 of all bytes.
 
     Only images that agree with one of another split in a few bytes are hashed, so that a memory-mapped data set is not
     read through at each start.
@@ -77,8 +100,8 @@ def shared_images(splits: Mapping[str, Classes]) -> list[Shared]:
     return _pairs(splits, suspects, within=False)
 
 
-def shared_within(split: str, classes: Classes) -> list[Shared]:
-    """Pairs of classes of one split with equal images, found as in `shared_images`."""
+def shared_within(split: str, classes: Classes) -> list[Shared | Crowd]:
+    """Pairs (or crowds) of classes of one split with equal images, found as in `shared_images`."""
     samples = np.concatenate([np.unique(_samples(np.asarray(images))) for images in classes.values()])
     known, counts = np.unique(samples, return_counts=True)
     return _pairs({split: classes}, {split: known[counts > 1]}, within=True)
@@ -96,21 +119,25 @@ def repeated(classes: Classes) -> dict[str, int]:
     return found
 
 
-def _pairs(splits: Mapping[str, Classes], suspects: Mapping[str, np.ndarray], *, within: bool) -> list[Shared]:
-    """Pairs of classes, of one split or of different ones, with equal images among those that are suspected."""
+def _pairs(splits: Mapping[str, Classes], suspects: Mapping[str, np.ndarray], *, within: bool) -> list[Shared | Crowd]:
+    """Pairs or crowds of classes, of one split or of different ones, with equal images, of those suspected."""
     places: dict[bytes, dict[tuple[str, str], int]] = {}
     for split, known in suspects.items():
         for name, image in _suspected(splits[split], known):
             where = places.setdefault(_digest(image), {})
             where[split, name] = where.get((split, name), 0) + 1
     pairs: dict[tuple, int] = {}
+    crowds: Counter[tuple] = Counter()
     for where in places.values():
-        owners = list(where)
+        owners = tuple(where)
+        if len(owners) > MOST_PAIRED:
+            crowds[owners] += within or len({split for split, _ in owners}) > 1
+            continue
         for k, first in enumerate(owners):
             for second in owners[k + 1 :]:
                 if (first[0] == second[0]) == within:
                     pairs[first, second] = pairs.get((first, second), 0) + where[second]
-    return [
+    return [Crowd(owners, images) for owners, images in crowds.items() if images] + [
         Shared(first, second, images, (len(splits[first[0]][first[1]]), len(splits[second[0]][second[1]])))
         for (first, second), images in pairs.items()
     ]

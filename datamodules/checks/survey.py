@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.checks.disjoint import Shared, repeated, shared_classes, shared_images, shared_within
+from datamodules.checks.disjoint import repeated, shared_classes, shared_images, shared_within
 from datamodules.episodes.image_store import Classes, check_images
 from lightning_ntk.errors import DataError, nearest_name
 
@@ -78,8 +78,8 @@ def _shared_within(splits: Mapping[str, Classes]) -> Iterator[str]:
     for split, classes in splits.items():
         found = shared_within(split, classes)
         if found:
-            others = f" {len(found) - 1} more pairs of classes of this split share images." if len(found) > 1 else ""
-            yield f"{max(found, key=Shared.part)}{others}"
+            others = f" {len(found) - 1} more pairs or groups of its classes share images." if len(found) > 1 else ""
+            yield f"{max(found, key=lambda shared: shared.part())}{others}"
 
 
 def _repeated(splits: Mapping[str, Classes]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datamodules.checks.disjoint import check_disjoint, repeated, shared_classes, shared_images
+from datamodules.checks.disjoint import check_disjoint, repeated, shared_classes, shared_images, shared_within
 from lightning_ntk.errors import DataError
 
 
@@ -48,8 +48,35 @@ def test_every_pair_of_classes_is_listed():
     splits["test"]["test1"][3:5] = splits["train"]["train0"][0]
     found = {(pair.first[1], pair.second[1]): pair.images for pair in shared_images(splits)}
     assert found == {("train0", "val0"): 1, ("train0", "test1"): 2, ("val0", "test1"): 2}
-    with pytest.raises(DataError, match="2 more pairs of classes"):
+    with pytest.raises(DataError, match="2 more pairs or groups of classes"):
         check_disjoint(splits)
+
+
+def test_an_image_of_very_many_classes_is_told_of_once():
+    rng = np.random.default_rng(0)
+
+    def classes(split, number):
+        images = rng.integers(0, 256, (number, 3, 1, 4, 4), dtype=np.uint8)
+        images[:, 0] = 0
+        return {f"{split}{k}": own for k, own in enumerate(images)}
+
+    splits = {"train": classes("train", 3000), "test": classes("test", 1000)}
+    splits["test"]["test7"][1] = splits["train"]["train5"][1]
+    lines = [
+        "1 image is in 4000 classes of train and test: in 'train0', 'train1' and others, up to 'test999' of the test "
+        "split.",
+        "Class 'test7' of the test split is also in the train split, as 'train5': 1 of its 3 images are there.",
+    ]
+    assert list(map(str, shared_images(splits))) == lines
+    with pytest.raises(DataError, match=f"{lines[0]} 1 more pairs or groups of classes share images"):
+        check_disjoint(splits)
+    (within,) = shared_within("test", splits["test"])
+    assert (within.images, len(within.classes)) == (1, 1000)
+    for images in splits["train"].values():
+        images[1:] = [[[[1]]], [[[2]]]]
+    assert [str(crowd)[:44] for crowd in shared_within("train", splits["train"])] == [
+        "3 images are each in 3000 classes of train: "
+    ]
 
 
 def test_images_that_a_class_holds_more_than_once_are_counted():
