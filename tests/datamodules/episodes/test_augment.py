@@ -141,11 +141,12 @@ def by_hand(image, brightness, contrast, saturation):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colours_change_by_torchvisions_formulas(channels):
     images = torch.rand(2, 5, channels, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    factors = draw_colours(0.8, 0, 0, np.arange(2), 5)
+    factors, before = draw_colours(0.8, 0, 0, np.arange(2), 5), images.clone()
     changed = apply_colours(images, factors)
     for image, own, found in zip(images.flatten(0, 1), factors.flatten(0, 1), changed.flatten(0, 1), strict=True):
         np.testing.assert_allclose(found.numpy(), by_hand(image.numpy(), *own.double().tolist()), atol=1e-14)
     assert (changed == 1).any(), "cut off above"
+    assert torch.equal(images, before), "what is given stays as it is"
     assert torch.equal(apply_colours(images, torch.ones(2, 5, 3)), images)
     assert apply_colours(images.float(), factors).dtype == torch.float32
 
