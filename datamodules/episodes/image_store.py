@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from lightning_ntk.errors import DataError
 
 # Bytes of images from which on ranks share a copy in a file.
 SHARED_FROM = 2**24
+# Images that are counted together for the statistics.
+AT_ONCE = 64
 # Class name to its images, uint8 [n, channels, height, width].
 Classes = Mapping[str, np.ndarray]
 
@@ -49,10 +51,11 @@ class ImageStore:
             self.images = as_tensor(held)
         self._file = None if held is None else _place_in_file(held)
 
-    def some(self, most: int) -> Tensor:
-        """At most `most` images of the classes, evenly spaced over them."""
+    def some(self, most: int) -> Iterator[Tensor]:
+        """At most `most` images of the classes, evenly spaced over them, in batches of a few."""
         numbers = np.concatenate([start + np.arange(size) for start, size in zip(self.starts, self.sizes, strict=True)])
-        return gather(self.images, torch.from_numpy(numbers[:: -(-len(numbers) // most)]))
+        for few in torch.from_numpy(numbers[:: -(-len(numbers) // most)]).split(AT_ONCE):
+            yield gather(self.images, few)
 
     def share(self, folder: Path) -> None:
         """Hold the images in a file below `folder`, which every process with the same images maps, and not in a tensor.
@@ -168,10 +171,13 @@ def rearrange(images: Tensor, pixels: Tensor, out: Tensor | None = None) -> Tens
     return moved.view(images.shape)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all pixels of uint8 `[n, channels, h, w]`, in units of 255."""
-    pixels = images.transpose(0, 1).flatten(1)
-    shares = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double() / pixels.shape[1]
+def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over all pixels of batches of uint8 `[n, channels, h, w]`, in units of 255."""
+    counts = sum(
+        torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+        for images in batches
+    )
+    shares = counts.double() / counts[0].sum()
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ levels
     deviation = (shares @ levels.square() - mean.square()).clamp(min=1e-6).sqrt()

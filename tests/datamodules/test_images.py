@@ -264,7 +264,7 @@ def test_rotations_are_classes_of_their_own_in_training_only():
 def test_normalisation_statistics_come_from_the_training_images():
     torch.manual_seed(0)
     images = [torch.randint(0, 256, (3, 2, 5, 5), dtype=torch.uint8) for _ in range(4)]
-    mean, std = channel_statistics(torch.cat(images))
+    mean, std = channel_statistics(images)
     pixels = torch.cat(images).double() / 255
     assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
     assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())

@@ -49,12 +49,15 @@ def test_classes_are_packed_in_the_order_of_their_names():
     assert np.array_equal(store.images.numpy(), np.concatenate([images[6:], images[:6]]))
 
 
-def test_a_mapped_file_is_used_where_it_lies(mapped):
+def test_a_mapped_file_is_used_where_it_lies(mapped, monkeypatch):
     store = ImageStore(Packed(mapped, {"b": 4, "c": 2, "a": 3}))
     assert (store.names, store.starts.tolist()) == (["a", "b", "c"], [6, 0, 4])
     assert store.images.data_ptr() == mapped.ctypes.data
-    assert np.array_equal(store.some(100).numpy(), np.concatenate([mapped[6:], mapped[:6]]))
-    assert np.array_equal(store.some(3).numpy(), np.concatenate([mapped[6:], mapped[:6]])[::3])
+    monkeypatch.setattr(image_store, "AT_ONCE", 4)
+    batches = list(store.some(100))
+    assert [len(few) for few in batches] == [4, 4, 1], "never all of them at once"
+    assert np.array_equal(torch.cat(batches).numpy(), np.concatenate([mapped[6:], mapped[:6]]))
+    assert np.array_equal(torch.cat(list(store.some(3))).numpy(), np.concatenate([mapped[6:], mapped[:6]])[::3])
 
 
 def test_a_mapped_file_is_mapped_again_by_who_unpickles_it(mapped):
