@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
@@ -202,8 +203,10 @@ class EpisodicDataModule(pl.LightningDataModule):
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return self._loader("train", sampler, self.tasks_per_step // world_size)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
         self._check_not_overfitted()  # A sanity check comes before the first training loader.
+        if self.trainer is not None and not self.has_split("val") and self.trainer.state.fn == TrainerFn.FITTING:
+            return []  # A training goes without; who asks for a validation is told that there is none.
         return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader:

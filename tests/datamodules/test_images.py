@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_trainer import trainer_of
+from plain_trainer import plain_trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from test_train import TINY, run
 
@@ -16,6 +17,8 @@ from datamodules.from_arrays import FromArrays
 from datamodules.images import ImageDataModule, content_hash
 from lightning_ntk.episode import Episode
 from lightning_ntk.errors import ConfigError, DataError
+from lightning_ntk.methods.protonet import ProtoNet
+from lightning_ntk.networks.mlp import MLP
 
 
 class Numbered(ImageDataModule):
@@ -213,6 +216,22 @@ def test_splits_of_other_names_are_told_of_with_what_there_is():
     assert data.survey().findings == lines
     with pytest.raises(DataError, match=lines[0]):
         data.setup()
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # Lightning's, of no validation.
+def test_a_trainer_of_ones_own_trains_and_tests_without_a_validation_split():
+    class Unvalidated(Numbered):
+        classes: ClassVar = {"train": range(0, 8), "test": range(200, 206)}
+
+    sizes = {"ways": 5, "shots": 2, "queries": 3, "tasks_per_step": 2, "steps_per_epoch": 2, "test_episodes": 4}
+    data = Unvalidated(**sizes)
+    data.setup()
+    method, trainer = ProtoNet(MLP((2, 4, 4), 5), data.spec, lr=0.1), plain_trainer()
+    with pytest.raises(ConfigError, match="Unvalidated has no split 'val', but train, test"):
+        trainer.validate(method, datamodule=data)
+    trainer.fit(method, datamodule=data)
+    assert trainer.global_step == 2
+    assert "test/accuracy" in trainer.test(method, datamodule=data, verbose=False)[0]
 
 
 def test_a_batch_of_several_epochs_or_steps_is_refused():
