@@ -377,14 +377,20 @@ class ImageDataModule(EpisodicDataModule):
         count = len(sizes) * (4 if self._rotates(split) else 1)
         if ways > count:
             lower = f"Lower {prefix}ways to at most {count}."
-            if split == "train" and self.vary_ways is not None:
-                lower = f"Lower the second of data.vary_ways to at most {count}, and data.ways with it."
+            if count < 2:
+                lower = "No episode can have fewer than 2: give it more classes."
+            elif split == "train" and self.vary_ways is not None:
+                which = "the second" if self.vary_ways[0] <= count else "both"
+                lower = f"Lower {which} of data.vary_ways to at most {count}, and data.ways with it."
             yield f"{prefix}ways={ways} classes are asked of an episode, but the {split} split has {count}. {lower}"
         for name in sorted(sizes, key=lambda name: (sizes[name], name)):
             if shots + queries > sizes[name]:
+                lower = f"Lower them to at most {sizes[name]} together."
+                if sizes[name] < 2:
+                    lower = "None can do with fewer than 2: give it more images, or leave the class out."
                 yield (
                     f"{asked} and {prefix}queries={queries} need {shots + queries} images of a class, but class "
-                    f"{name!r} of the {split} split has {sizes[name]}. Lower one of them."
+                    f"{name!r} of the {split} split has {sizes[name]}. {lower}"
                 )
 
 

@@ -338,6 +338,29 @@ def test_tasks_the_data_cannot_give_are_refused(settings, message):
         make(**settings)
 
 
+@pytest.mark.parametrize(
+    ("classes", "settings", "message"),
+    [
+        ({"train": [0]}, {}, r"the train split has 1\. No episode can have fewer than 2: give it more classes\.$"),
+        ({}, {"ways": 9, "eval_ways": 5, "vary_ways": [9, 9]}, r"Lower both of data\.vary_ways to at most 8, and data"),
+        ({}, {"shots": 9, "queries": 9}, r"'class000' of the train split has 9\. Lower them to at most 9 together\.$"),
+        ({}, {"first": 1}, r"'class0' of the test split has 1\. None can do with fewer than 2: give it more images,"),
+    ],
+)
+def test_what_is_advised_can_be_done(classes, settings, message):
+    class Few(Numbered):
+        def class_splits(self):
+            splits = super().class_splits()
+            if first:
+                splits["test"]["class0"] = np.full((first, 2, 4, 4), 77, dtype=np.uint8)
+            return splits
+
+    first = settings.pop("first", 0)
+    Few.classes = {**Numbered.classes, **classes}
+    with pytest.raises(ConfigError, match=message):
+        Few(**{"ways": 5, "shots": 2, "queries": 3, **settings}).setup()
+
+
 def test_episodes_do_not_depend_on_the_order_in_which_classes_come():
     class Reversed(Numbered):
         def class_splits(self):
