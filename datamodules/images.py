@@ -271,7 +271,9 @@ class ImageDataModule(EpisodicDataModule):
                         f"{type(self).__name__}.class_splits must return {{split: {{class: images}}}}, but there is a "
                         f"{type(value).__name__} in the place of a dict."
                     )
-            self._surveyed = {split: classes for split, classes in splits.items() if classes}
+            # Plain dicts are emptied by the stores: those that a `class_splits` keeps for itself stay as they are.
+            own = {split: dict(classes) if type(classes) is dict else classes for split, classes in splits.items()}
+            self._surveyed = {split: classes for split, classes in own.items() if classes}
         return self._surveyed
 
     def task_shape(self, split: str, epoch: int, index: int) -> TaskShape:

@@ -25,10 +25,10 @@ Classes = Mapping[str, np.ndarray]
 class ImageStore:
     """The images of one split, uint8 `[N, channels, height, width]`, class after class.
 
-    A plain dict of arrays is copied into one tensor; classes that are views into one array, `classes.images` (a
-    memory-mapped file), are used where they lie. Worker processes share either: forked ones by themselves, spawned
-    ones because torch hands tensors over in shared memory and a mapped file is mapped again. Ranks, which are processes
-    with tensors of their own, share what `share` has put into a file.
+    A plain dict of arrays is copied into one tensor, and emptied meanwhile, so that no image is held twice; classes
+    that are views into one array, `classes.images` (a memory-mapped file), are used where they lie. Worker processes
+    share either: forked ones by themselves, spawned ones because torch hands tensors over in shared memory and a mapped
+    file is mapped again. Ranks, which are processes with tensors of their own, share what `share` has put into a file.
 
     Attributes:
         images: `[N, channels, height, width]`.
@@ -44,8 +44,9 @@ class ImageStore:
             self.starts = np.cumsum(self.sizes) - self.sizes
             shape = np.asarray(classes[self.names[0]]).shape[1:]
             self.images = torch.empty((int(self.sizes.sum()), *shape), dtype=torch.uint8)
+            take = classes.pop if type(classes) is dict else classes.__getitem__
             for name, start, size in zip(self.names, self.starts, self.sizes, strict=True):
-                self.images.numpy()[start : start + size] = classes[name]
+                self.images.numpy()[start : start + size] = take(name)
         else:
             self.starts = np.array([_position(classes[name], held) for name in self.names], dtype=np.int64)
             self.images = as_tensor(held)

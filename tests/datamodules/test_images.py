@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import weakref
 from typing import ClassVar
 
 import numpy as np
@@ -451,6 +452,24 @@ def test_images_that_are_not_square_are_not_turned():
     with pytest.raises(ConfigError, match=r"data\.rotate_train_classes=true needs square images, but these are 3x4"):
         Wide(ways=5, shots=2, queries=3, rotate_train_classes=True).setup()
     Wide(ways=5, shots=2, queries=3).setup()
+
+
+def test_what_is_packed_is_let_go_of_class_by_class():
+    gone = []
+
+    class Fresh(Numbered):
+        def class_splits(self):
+            splits = super().class_splits()
+            train = splits["train"] = dict(reversed(splits["train"].items()))  # A dict frees its values in its order.
+            for name, images in train.items():
+                weakref.finalize(images, gone.append, name)
+            return splits
+
+    Fresh(ways=5, shots=2, queries=3).setup()
+    assert gone == [f"class{number:03}" for number in range(8)]
+    kept = Numbered().class_splits()
+    FromArrays(splits=kept, ways=5, shots=2, queries=3).setup()
+    assert [len(classes) for classes in kept.values()] == [8, 6, 6], "a caller's own dicts stay as they are"
 
 
 def test_packed_classes_have_the_identity_that_they_bring():
