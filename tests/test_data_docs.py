@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_train import TINY
 
+from datamodules.from_arrays import FromArrays
 from lightning_ntk import cli
 from lightning_ntk.running.results import read_results
 
@@ -62,3 +64,23 @@ def test_the_page_shows_the_three_ways_and_a_yaml_is_short(files):
     assert texts["my_npz.py"].count("def ") == 2
     assert cli.main(["data", "--config-dir", "my_conf", "data=leaves", "out=seen"]) == 0
     assert Path("seen/episodes.png").stat().st_size > 10000
+
+
+def test_a_loop_of_ones_own_has_other_episodes_in_each_epoch_that_it_is_told_of():
+    (loop,) = re.findall(r"```python\n(data\.prepare_data.*?)```", PAGE, re.DOTALL)
+    rng = np.random.default_rng(0)
+    splits = {
+        split: {f"{split}{k}": rng.integers(0, 256, (6, 1, 8, 8), dtype=np.uint8) for k in range(4)}
+        for split in ("train", "test")
+    }
+    data = FromArrays(splits=splits, ways=3, queries=2, tasks_per_step=2, steps_per_epoch=3, augment="flip")
+
+    def seen(text):
+        taken = []
+        exec(text, {"data": data, "method": SimpleNamespace(meta_loss=taken.append)})
+        assert all(episodes.query_x.is_floating_point() for episodes in taken)
+        return [float(episodes.query_x.sum()) for episodes in taken]
+
+    assert len(set(seen(loop))) == len(seen(loop)) == 10 * 3
+    untold = seen(loop.replace("loader.sampler.set_epoch(epoch)", "pass"))
+    assert untold == seen(loop)[:3] * 10
