@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vjp
 
 from lightning_ntk.energy.euler_steps import TaskLoss, largest_eigenvalue
+from lightning_ntk.ntk.checks import check_outputs
 from lightning_ntk.ntk.jacobian import adapted_outputs
 from lightning_ntk.ntk.network import Network
 from lightning_ntk.ntk.params import Params, in_chunks
@@ -80,7 +81,7 @@ def euler_tangent(
 
     Cost: a forward pass, k vjps and k - 1 jvps, all on the support.
     """
-    outputs, pullback = vjp(lambda theta: network(theta, x), params)
+    outputs, pullback = vjp(lambda theta: check_outputs(network(theta, x), x), params)
     slope = grad(loss)
     total = slope(outputs, y)
     for _ in range(steps - 1):
@@ -102,4 +103,4 @@ def largest_ntk_eigenvalue(network: Network, params: Params, x: Tensor) -> Tenso
 
 def loss_gradient(network: Network, params: Params, x: Tensor, y: Tensor, loss: TaskLoss) -> tuple[Params, Tensor]:
     """grad_theta L on one batch, and L; both differentiable in theta again."""
-    return grad_and_value(lambda theta: loss(network(theta, x), y))(params)
+    return grad_and_value(lambda theta: loss(check_outputs(network(theta, x), x), y))(params)

@@ -11,7 +11,7 @@ from lightning_ntk.energy.tasks import Planner
 from lightning_ntk.episode import Episode
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.networks.base import couples_examples
-from lightning_ntk.ntk.checks import check_derivatives, check_is_function
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_outputs
 from lightning_ntk.ntk.layers import plain_attention
 from lightning_ntk.ntk.network import call, functional
 from lightning_ntk.ntk.params import Params
@@ -62,7 +62,7 @@ class DescentLearner(MetaLearner):
 
     def task_loss(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
         """The loss of one task's examples `[n, ...]` at other parameters than the network's own."""
-        return self.loss(call(self.network, params, x), y)
+        return self.loss(check_outputs(call(self.network, params, x), x), y)
 
 
 def descend(

@@ -9,7 +9,7 @@ from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, check_at_least, check_positive
 from lightning_ntk.methods.base import MetaLearner, Predictor
 from lightning_ntk.methods.inner_loop import learn2learn_algorithm
-from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_second_derivatives
+from lightning_ntk.ntk.checks import check_derivatives, check_is_function, check_outputs, check_second_derivatives
 
 
 class MAML(MetaLearner):
@@ -81,7 +81,7 @@ class MAML(MetaLearner):
         """The query loss of a module adapted to x `[n, ...]` and y, or the weighted sum of it after each step."""
         learners = self.inner_steps(module, x, y, self.adapt_steps, self.first_order)
         return sum(
-            weight * self.loss(learner(query_x), query_y)
+            weight * self.loss(check_outputs(learner(query_x), query_x), query_y)
             for weight, learner in zip(self.step_weights(), learners, strict=True)
             if weight > 0
         )
@@ -117,5 +117,5 @@ class MAML(MetaLearner):
         for step in range(steps):
             if self.inner_lrs is not None:
                 learner.lr = self.inner_lrs[min(step, self.adapt_steps - 1)]
-            learner.adapt(self.loss(learner(x), y))
+            learner.adapt(self.loss(check_outputs(learner(x), x), y))
             yield learner

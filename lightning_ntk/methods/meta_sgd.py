@@ -9,7 +9,7 @@ from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.methods.inner_loop import learn2learn_algorithm
 from lightning_ntk.methods.maml import MAML
-from lightning_ntk.ntk.checks import check_derivatives
+from lightning_ntk.ntk.checks import check_derivatives, check_outputs
 
 
 class MetaSGD(MAML):
@@ -73,5 +73,5 @@ class MetaSGD(MAML):
         learner = self._algorithm(module, lrs=self.step_sizes, first_order=first_order).clone()
         yield learner
         for _ in range(steps):
-            learner.adapt(self.loss(learner(x), y))
+            learner.adapt(self.loss(check_outputs(learner(x), x), y))
             yield learner

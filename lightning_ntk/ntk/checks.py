@@ -169,8 +169,8 @@ def check_operands(network: object, x: object) -> None:
         )
 
 
-def check_outputs(outputs: Tensor, x: Tensor) -> None:
-    """Raise `ConfigError` unless outputs are a row of C numbers for each of the inputs x `[n, ...]`."""
+def check_outputs(outputs: Tensor, x: Tensor) -> Tensor:
+    """The outputs; raise `ConfigError` unless they are a row of C numbers for each of the inputs x `[n, ...]`."""
     if not isinstance(outputs, Tensor):
         raise ConfigError(
             f"Expected a network of inputs [n, ...] to outputs [n, C], a tensor, but its outputs are of type "
@@ -181,3 +181,4 @@ def check_outputs(outputs: Tensor, x: Tensor) -> None:
             f"Expected a network of inputs [n, ...] to outputs [n, C], but it takes inputs {list(x.shape)} to outputs "
             f"{list(outputs.shape)}. Let it end in outputs.reshape(len(x), -1), a single output in a column of its own."
         )
+    return outputs

@@ -343,6 +343,33 @@ def test_a_network_is_not_blamed_for_what_a_method_of_ones_own_does():
         method.training_step(tasks("classification"), 0)
 
 
+class Misshapen(nn.Module):
+    """A line whose outputs are brought into another shape."""
+
+    couples_examples = False
+
+    def __init__(self, shape):
+        super().__init__()
+        self.line, self.shape = nn.Linear(1, 1), shape
+
+    def forward(self, x):
+        return self.shape(self.line(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [(lambda y: (y, y), "outputs are of type tuple"), (lambda y: y.squeeze(-1), "to outputs .*a single output in")],
+)
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("anil") and name not in CLASSIFIERS])
+def test_outputs_of_another_shape_than_examples_and_numbers_are_told(name, shape, message):
+    method, episodes = METHODS[name](Misshapen(shape), TaskSpec("regression", (1,), 1)), tasks("regression")
+    with pytest.raises(ConfigError, match=message):
+        method.predict(episodes)
+    if method.meta_trains:
+        with pytest.raises(ConfigError, match=message):
+            method.meta_loss(episodes)
+
+
 @pytest.mark.parametrize("labels", [[1, 2, 3], [0, 1, -1], [10, 20, 30]])
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in CLASSIFIERS])
 def test_labels_without_an_output_are_refused(name, labels):
