@@ -43,20 +43,16 @@ class PackedClasses(Mapping[str, np.ndarray]):
     Attributes:
         images: all images, `[N, channels, height, width]`, class after class in the order of the names.
         digest: SHA-256 of names and images, as `ImageDataModule` computes it of arrays in memory.
-        class_digests: SHA-256 of the images of each class.
     """
 
-    def __init__(self, file: Path, digest: str, classes: Sequence[tuple[str, int, str]]) -> None:
+    def __init__(self, file: Path, digest: str, classes: Sequence[tuple[str, int]]) -> None:
         self.file, self.digest, self._classes = file, digest, classes
         self.images = map_array(file)
-        ends = np.cumsum([0, *(count for _, count, _ in classes)]).tolist()
+        ends = np.cumsum([0, *(count for _, count in classes)]).tolist()
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or len(self.images) != ends[-1]:
             raise ValueError(f"{file} is not the array that its index describes")
-        self.class_digests = {name: class_digest for name, _, class_digest in classes}
         array = self.images.view(np.ndarray)  # Indexing a np.memmap is slower.
-        self._views = {
-            name: array[start:end] for (name, _, _), start, end in zip(classes, ends, ends[1:], strict=False)
-        }
+        self._views = {name: array[start:end] for (name, _), start, end in zip(classes, ends, ends[1:], strict=False)}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
@@ -87,7 +83,8 @@ def read_cache(folder: Path) -> dict[str, PackedClasses] | None:
         if not isinstance(index, dict) or not index:
             return None
         return {
-            split: PackedClasses(folder / f"{split}.npy", entry["digest"], [tuple(c) for c in entry["classes"]])
+            # What older caches have behind a class's name and count is a hash that nothing reads.
+            split: PackedClasses(folder / f"{split}.npy", entry["digest"], [(c, n) for c, n, *_ in entry["classes"]])
             for split, entry in index.items()
         }
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, EOFError):
@@ -165,16 +162,14 @@ def write_split(file: Path, items: Items, form: Format) -> dict[str, Any]:
         np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
         task = progress.add_task(f"Decoding {file.stem}", total=len(every))
         for name in names:
-            own = hashlib.sha256()
             whole.update(name.encode())
             for start in range(0, len(items[name]), AT_ONCE):
                 chunk = items[name][start : start + AT_ONCE]
                 pixels = np.stack(list(pool.map(decode, chunk, [form] * len(chunk)))).tobytes()
                 target.write(pixels)
-                own.update(pixels)
                 whole.update(pixels)
                 progress.advance(task, len(chunk))
-            classes.append((name, len(items[name]), own.hexdigest()))
+            classes.append((name, len(items[name])))
     return {"digest": whole.hexdigest(), "classes": classes}
 
 
