@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_ntk.errors import ConfigError
-from lightning_ntk.ntk.checks import check_is_function, check_is_open, drawing_nothing
+from lightning_ntk.ntk.checks import check_is_function, check_is_open, check_outputs, drawing_nothing
 from lightning_ntk.ntk.layers import engine_layers
 from lightning_ntk.ntk.params import Params
 
@@ -80,7 +80,7 @@ def composed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:
     """A network followed by a function of its outputs without parameters, `[n, C]` to `[n, C']`."""
 
     def followed(inner: Network) -> Network:
-        return lambda theta, x: function(inner(theta, x))
+        return lambda theta, x: function(check_outputs(inner(theta, x), x))
 
     whole = followed(network)
     whole.plain = followed(with_own_layers(network))
