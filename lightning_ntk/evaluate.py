@@ -16,7 +16,7 @@ from lightning_ntk.running.interruption import Interruption
 from lightning_ntk.running.results import write_results
 from lightning_ntk.running.run import Run
 from lightning_ntk.running.run_folder_names import EVALUATIONS_FOLDER
-from lightning_ntk.running.trainer import build_trainer, check_precision
+from lightning_ntk.running.trainer import build_trainer
 from lightning_ntk.settings.arguments import parse_command
 from lightning_ntk.settings.config import compose_config, conf_folder
 from lightning_ntk.settings.overrides import key_of, last_value
@@ -175,7 +175,7 @@ def evaluate(checkpoint: Checkpoint, config: DictConfig, name: str, config_folde
     interruption = Interruption()
     trainer = build_trainer(config, data, folder, loggers=[], callbacks=[*callbacks, interruption])
     data.check_shared(trainer.world_size, ["test"])
-    check_precision(config.trainer.get("precision"), method, trains=False)
+    method.check_precision(config.trainer.get("precision"), trains=False)
     # Lightning does so once a checkpoint is loaded, which has rounded it by then.
     trainer.precision_plugin.convert_module(method)
     advice = "There is no result; the run is as it was."

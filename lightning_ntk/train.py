@@ -36,7 +36,7 @@ from lightning_ntk.running.results import FILE_NAME, RunResult, mean_and_ci95, p
 from lightning_ntk.running.run import Run
 from lightning_ntk.running.run_folder_names import RUN_FOLDER_VARIABLE
 from lightning_ntk.running.schedule import CosineSchedule
-from lightning_ntk.running.trainer import build_trainer, check_optimisation, check_precision
+from lightning_ntk.running.trainer import build_trainer, check_optimisation
 from lightning_ntk.settings.arguments import parse_command
 from lightning_ntk.settings.building import instantiate
 from lightning_ntk.settings.config import compose_config, plain
@@ -130,7 +130,7 @@ def train(
         own = [*schedule, *callbacks, *([best] if best else []), last, interruption]
         trainer = build_trainer(config, data, folder, loggers, own)
         data.check_shared(trainer.world_size)
-        check_precision(config.trainer.get("precision"), method, trains=True)
+        method.check_precision(config.trainer.get("precision"), trains=True)
         # Lightning does so once a checkpoint is loaded, which has rounded it by then.
         trainer.precision_plugin.convert_module(method)
         if trainer.is_global_zero:

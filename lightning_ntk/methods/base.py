@@ -128,6 +128,24 @@ class MetaLearner(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
+    def check_precision(self, precision: str | None, *, trains: bool) -> None:
+        """Raise `ConfigError` where kernels would be made of rounded Jacobians, and where steps of training would be
+        lost in rounding."""
+        if self.solves_kernels and precision in ("bf16-true", "16-true"):
+            raise ConfigError(
+                f"trainer.precision={precision} rounds the parameters, and with them the kernel that "
+                f"{type(self).__name__} solves with. Use {precision.replace('true', 'mixed')}, which leaves them "
+                "whole, or 32-true."
+            )
+        if trains and self.meta_trains and precision == "16-true":
+            raise ConfigError(
+                "trainer.precision=16-true keeps the parameters and the optimiser's state in float16, where Adam's eps "
+                "of 1e-8 is 0: training would end in NaN at its second step. Use 16-mixed (on a GPU) or bf16-true."
+            )
+
+    def setup(self, stage: str) -> None:
+        self.check_precision(self.trainer.precision, trains=stage == "fit")  # Of a Trainer of one's own.
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.run
         checkpoint["lr"] = self.lr

@@ -21,22 +21,6 @@ from lightning_ntk.settings.building import check_types
 from lightning_ntk.settings.config import TRAINER_DECIDED, plain
 
 
-def check_precision(precision: str | None, method: MetaLearner, *, trains: bool) -> None:
-    """Raise `ConfigError` where a method's kernels would be made of rounded Jacobians, and where steps of training
-    would be lost in rounding."""
-    if method.solves_kernels and precision in ("bf16-true", "16-true"):
-        raise ConfigError(
-            f"trainer.precision={precision} rounds the parameters, and with them the kernel that "
-            f"{type(method).__name__} solves with. Use {precision.replace('true', 'mixed')}, which leaves them whole, "
-            "or 32-true."
-        )
-    if trains and method.meta_trains and precision == "16-true":
-        raise ConfigError(
-            "trainer.precision=16-true keeps the parameters and the optimiser's state in float16, where Adam's eps of "
-            "1e-8 is 0: training would end in NaN at its second step. Use 16-mixed (on a GPU) or bf16-true."
-        )
-
-
 def check_strategy(strategy: Any) -> None:
     """Raise `ConfigError` for a strategy other than DDP: parameters in parts have no Jacobian in one place. And for
     one whose ranks are children that take the scores with them."""

@@ -45,6 +45,21 @@ def test_a_checkpoint_is_gone_on_with_tested_and_loaded(name, tmp_path):
         assert torch.equal(p, q)
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_parameters_of_16_bits_are_refused_where_a_kernel_is_solved(precision):
+    method = MetaRKHSII(MLP((1,), 1), SPEC)
+    for work in ("fit", "test"):
+        trainer = plain_trainer(precision=precision)
+        with pytest.raises(ConfigError, match=rf"trainer\.precision={precision} rounds the parameters"):
+            getattr(trainer, work)(method, batches())
+    assert method.dtype == torch.float32
+
+
+def test_training_in_half_precision_is_refused():
+    with pytest.raises(ConfigError, match=r"trainer\.precision=16-true .* Adam's eps"):
+        plain_trainer(precision="16-true").fit(METHODS["maml"](MLP((1,), 1), SPEC), batches())
+
+
 def test_a_method_without_training_says_so():
     with pytest.raises(ConfigError, match="FromScratch has no training: leave"):
         plain_trainer().fit(FromScratch(MLP((1,), 1), SPEC), batches())
