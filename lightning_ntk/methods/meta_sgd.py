@@ -73,5 +73,14 @@ class MetaSGD(MAML):
         learner = self._algorithm(module, lrs=self.step_sizes, first_order=first_order).clone()
         yield learner
         for _ in range(steps):
-            learner.adapt(self.loss(check_outputs(learner(x), x), y))
+            loss = self.loss(check_outputs(learner(x), x), y)
+            try:
+                learner.adapt(loss)
+            except RuntimeError as error:
+                if "not have been used in the graph" not in str(error):
+                    raise
+                raise ConfigError(
+                    "method=meta_sgd: learn2learn's step takes a gradient by every parameter, but the outputs do not depend "
+                    "on some of the network's. Use method=maml, which leaves them as they are, or leave those out."
+                ) from error
             yield learner

@@ -405,6 +405,16 @@ def test_a_task_of_one_class_is_refused():
         METHODS["meta_rkhs_i"](nn.Linear(4, 1), TaskSpec("classification", (4,), 1))
 
 
+def test_meta_sgd_refuses_parameters_that_nothing_uses():
+    network = MLP((1,), 1)
+    network.spare = nn.Linear(2, 2)
+    method, episodes = METHODS["meta_sgd"](network, TaskSpec("regression", (1,), 1)), tasks("regression")
+    for work in (method.meta_loss, method.predict):
+        with pytest.raises(ConfigError, match=r"every parameter.* do not depend on some.* Use method=maml"):
+            work(episodes)
+    METHODS["maml"](network, TaskSpec("regression", (1,), 1)).meta_loss(episodes)
+
+
 def test_meta_sgd_refuses_parameters_that_stand_in_several_places():
     layer = nn.Linear(4, 4)
     network = nn.Sequential(layer, nn.Tanh(), layer)
