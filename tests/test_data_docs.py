@@ -51,6 +51,13 @@ def test_every_way_to_plug_data_in_trains(command, files):
     assert result.config["data"]["steps_per_epoch"] == result.config["val_every"]
 
 
+def test_splits_of_other_names_are_told_of_by_the_example_too(files, capsys):
+    with np.load("trees.npz") as arrays:
+        np.savez("trees.npz", **{name.replace("val-", "valid-old-"): images for name, images in arrays.items()})
+    assert cli.main(["data", "--config-dir", "my_conf", "data=npz", "out=seen"]) == 2
+    assert "has the split 'valid'; expected train, val, test. Did you mean 'val'?" in capsys.readouterr().out
+
+
 def test_the_page_shows_the_three_ways_and_a_yaml_is_short(files):
     assert {name for name, _ in BLOCKS if name.endswith(".py")} == {"my_npz.py", "my_signs.py", "my_parabolas.py"}
     assert [re.search(r"data=(\w+)", command).group(1) for command in COMMANDS] == [
