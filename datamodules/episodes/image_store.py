@@ -125,10 +125,11 @@ def check_images(split: str, name: str, images: np.ndarray, shape: tuple[int, ..
     """The shape of one image; raise `DataError` unless it is uint8 of that shape, and there is one at least."""
     if not isinstance(name, str):
         raise DataError(f"A class of the {split} split is named {name!r}; class names must be text.")
-    found = f"{getattr(images, 'dtype', type(images).__name__)} of shape {tuple(getattr(images, 'shape', ()))}"
+    found = f"{images.dtype} of shape {tuple(images.shape)}" if hasattr(images, "dtype") else type(images).__name__
     if getattr(images, "dtype", None) not in (np.uint8, torch.uint8) or len(images.shape) != 4:
         raise DataError(
-            f"Class {name!r} of the {split} split must be uint8 images [n, channels, height, width], but is {found}."
+            f"Class {name!r} of the {split} split must be uint8 images [n, channels, height, width], but is {found}. "
+            f"{_remedy(images)}"
         )
     channels, height, width = images.shape[1:]
     # Height and width are what is equal, and more than the channels.
@@ -146,6 +147,19 @@ def check_images(split: str, name: str, images: np.ndarray, shape: tuple[int, ..
             "all of them to one size and one number of channels."
         )
     return tuple(images.shape[1:])
+
+
+def _remedy(images: Any) -> str:
+    """What makes images of something of another type or of other dimensions."""
+    if not hasattr(images, "dtype"):
+        return "Make an array of it: numpy.stack(images)."
+    if len(images.shape) == 3:
+        return "A dimension is missing: of grey images the channel, images[:, None]; of one image n, images[None]."
+    if len(images.shape) != 4:
+        return "Give it these four dimensions."
+    if "float" in str(images.dtype):
+        return "Of numbers in [0, 1] make bytes: numpy.rint(255 * numpy.asarray(images)).astype(numpy.uint8)."
+    return "Of numbers from 0 to 255 make bytes: numpy.asarray(images).astype(numpy.uint8)."
 
 
 def gather(images: Tensor, numbers: Tensor, *, rotations: bool = False, out: Tensor | None = None) -> Tensor:

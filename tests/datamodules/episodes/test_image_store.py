@@ -87,11 +87,14 @@ def test_gathering_and_turning_is_numpys(size):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 3, 4, 4)), r"must be uint8 images .* is float64 of shape \(2, 3, 4, 4\)"),
-        (np.zeros((2, 4, 4), np.uint8), r"is uint8 of shape \(2, 4, 4\)"),
+        (np.zeros((2, 3, 4, 4)), r"must be uint8 images .* is float64 of shape \(2, 3, 4, 4\)\. .* numpy\.rint\(255"),
+        (torch.zeros((2, 3, 4, 4)), r"is torch\.float32 of shape \(2, 3, 4, 4\)\. Of numbers in \[0, 1\] make bytes"),
+        (np.zeros((2, 3, 4, 4), int), r"is int64 of shape \(2, 3, 4, 4\)\. Of numbers from 0 to 255 make bytes"),
+        (np.zeros((2, 4, 4), np.uint8), r"is uint8 of shape \(2, 4, 4\)\. A dimension is missing: .*images\[:, None\]"),
+        (np.zeros(4, np.uint8), r"is uint8 of shape \(4,\)\. Give it these four dimensions"),
         (np.zeros((0, 3, 4, 4), np.uint8), "has no images"),
         (np.zeros((2, 1, 4, 4), np.uint8), r"has images \(1, 4, 4\), but others are \(3, 4, 4\)"),
-        ([1, 2], "is list"),
+        ([1, 2], r"is list\. Make an array of it: numpy\.stack"),
         (np.zeros((2, 8, 9, 3), np.uint8), r"channels last. Move them: images\.transpose\(0, 3, 1, 2\)"),
         (np.zeros((2, 8, 8, 4), np.uint8), r"is uint8 of shape \(2, 8, 8, 4\), which has the channels last"),
         (torch.zeros(2, 28, 28, 13, dtype=torch.uint8), "which has the channels last"),
