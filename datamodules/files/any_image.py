@@ -67,10 +67,10 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray:
     low, high = pixels.min(), pixels.max()
     if np.issubdtype(pixels.dtype, np.floating):
         if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-            raise ValueError(
-                f"its values go from {low:.3g} to {high:.3g}; numbers in [0, 1] are expected. Leave a "
-                "normalisation out of its transform: data.normalize=true has the network do it"
-            )
+            way = "Leave a normalisation out of its transform: data.normalize=true has the network do it"
+            if low >= 0 and 10 < high <= 255:  # Normalised ones are not so large.
+                way = "Divide them by 255, or give bytes (uint8)"
+            raise ValueError(f"its values go from {low:.3g} to {high:.3g}; numbers in [0, 1] are expected. {way}")
         return np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
     if not (np.issubdtype(pixels.dtype, np.integer) and low >= 0 and high <= 255):
         raise ValueError(f"its values, {pixels.dtype} from {low} to {high}, are none of 8 bits")

@@ -92,6 +92,7 @@ def test_a_shape_that_can_be_read_both_ways_is_read_as_its_kind_has_it():
     ("image", "message"),
     [
         (PIXELS / 100, "its values go from 0 to 2.5.*data.normalize=true"),
+        (PIXELS.astype(np.float32), r"its values go from 0 to 255; .* Divide them by 255, or give bytes \(uint8\)"),
         (PIXELS / 255 * 1.01, "its values go from 0 to 1.01;"),
         (PIXELS / 255 - 0.01, "its values go from -0.01 to 0.99;"),
         (torch.zeros(4, 10, 10), r"its shape \(4, 10, 10\) has 4 channels; 1 or 3 are expected .*PIL.*class_splits"),
