@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_ntk.errors import ConfigError, nearest_name
 from lightning_ntk.settings.building import takes
-from lightning_ntk.settings.overrides import SEVERAL, check_choices, key_of, readable
+from lightning_ntk.settings.overrides import OPTIONAL, SEVERAL, check_choices, key_of, readable
 from lightning_ntk.settings.paths import as_path
 
 # Folders that hold no choices of a config group.
@@ -205,12 +205,31 @@ def _compose(name: str, overrides: list[str], own: Sequence[Path] = ()) -> DictC
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
+        check_groups(config, [group for group in choices if "/" not in group])
         config.choices = {group: choices[group] for group in NAMED}
         for key, of_run in FOLLOWED.items():
             if "data" in config and key not in config.data and takes(config.data, key):
                 config.data[key] = f"${{{of_run}}}"
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # Now, rather than in the middle of a run.
     return config
+
+
+def check_groups(config: DictConfig, chosen: Sequence[str]) -> None:
+    """Raise `ConfigError` where a YAML file of the user's own sets a group that is chosen to a name or to null."""
+    for group in chosen:
+        value = config.get(group)
+        if group in OPTIONAL and group in config:  # What they set has no place of its own.
+            raise ConfigError(
+                f"{group} must hold settings of the whole run, but a YAML file sets the key {group!r} itself. Begin "
+                f"each file of {group}/ by the line `# @package _global_`, and choose one by {group}=NAME."
+            )
+        if group in OPTIONAL or isinstance(value, DictConfig) or (value is None and group in SEVERAL):
+            continue
+        name = value if isinstance(value, str) else "NAME"
+        raise ConfigError(
+            f"{group} must be settings, but a YAML file sets it to {'null' if value is None else repr(value)}. Leave "
+            f"that out, and choose by {group}={name}, or in the file's `defaults` by `- override /{group}: {name}`."
+        )
 
 
 def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] = ()) -> ConfigError:
@@ -227,7 +246,7 @@ def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] 
         try:
             config = _compose(name, chosen, own)
         except (HydraException, OmegaConfBaseException):  # It is not what was asked that fails.
-            return ConfigError(text.strip().split("\n")[0])
+            return ConfigError(first_line(text))
         near = what_was_meant(key, config, groups([conf_folder(), *own]))
         see = "See --help, or --cfg for all settings."
         place, _, last = key.rpartition(".")
@@ -237,9 +256,17 @@ def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] 
         if group == "trainer":
             see = f"Further arguments of Lightning's Trainer are added with a plus: +{key}=VALUE."
         return UnknownSettingError(f"There is no setting {key!r}.{near} {see}", key)
-    line = text.strip().split("\n")[0]
+    line = first_line(text)
+    if "Cannot merge DictConfig with ListConfig" in line:
+        line += ", a list where settings stand. Choose several in its `defaults`, by `- override /GROUP: [A, B]`."
     full_key = getattr(error, "full_key", None)
     return ConfigError(f"{full_key}: {line}" if full_key else line)
+
+
+def first_line(text: str) -> str:
+    """The first line of Hydra's message, and the one that it announces by a colon."""
+    first, _, rest = text.strip().partition("\n")
+    return f"{first} {rest.strip().partition(chr(10))[0]}" if first.endswith(":") else first
 
 
 def what_was_meant(key: str, config: DictConfig, known: dict[str, dict[str, str]]) -> str:

@@ -305,6 +305,25 @@ def test_what_is_wrong_with_a_yaml_of_ones_own_is_one_line(text, message, tmp_pa
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("logger: csv\n", r"sets it to 'csv'.*choose by logger=csv.*`- override /logger: csv`"),
+        ("data: null\n", "data must be settings, but a YAML file sets it to null"),
+        ("callbacks: [ntk]\n", r"raised while composing config: Cannot merge .*`- override /GROUP: \[A, B\]`"),
+        ("experiment: sine\n", r"experiment must hold .*`# @package _global_`"),
+        (None, r"experiment must hold .*`# @package _global_`"),
+    ],
+)
+def test_a_group_is_not_chosen_as_a_plain_value(text, message, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    experiment = "logger: {wandb: null}\n" if text is None else f"# @package _global_\n{text}"
+    (tmp_path / "experiment" / "mine.yaml").write_text(experiment)
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose_config("train", ["experiment=mine"], str(tmp_path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_package_of_ones_own_that_hides_ours_is_named(tmp_path, monkeypatch):
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks" / "__init__.py").touch()
