@@ -135,6 +135,11 @@ class Adversarial(ProbeCallback):
                 raise ConfigError(
                     f"{KEY}.art.{name} has norm=2, and tables tell the unit of eps by the name: call it {name}_l2."
                 )
+        if test_episodes and not (self.suite.named() or self.art or (support and self.suite.linf_eps)):
+            raise ConfigError(
+                f"{KEY} must have something to attack at the test, but has neither attacks with an eps, nor support "
+                f"with one of linf_eps, nor art. Set one of these, {KEY}.test_episodes=0, or leave adversarial out."
+            )
         eps = parse_size(fit_eps, f"{KEY}.fit_eps")
         check_eps(eps, f"{KEY}.fit_eps")
         check_at_least(1, fit_steps, f"{KEY}.fit_steps")

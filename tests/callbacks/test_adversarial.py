@@ -358,11 +358,17 @@ def test_the_yaml_holds_the_defaults():
         ({"art": {"square": {"eps": 8, "norm": 2}}}, "art.square has norm=2, .* call it square_l2"),
         ({"test_episodes": -1}, "callbacks.adversarial.test_episodes must be"),
         ({"epsilon": [0.1]}, "callbacks.adversarial.epsilon is no setting"),
+        ({"attacks": [], "support": False}, "callbacks.adversarial must have something to attack at the test"),
+        ({"attacks": ["pgd_l2", "noise"], "l2_eps": [], "linf_eps": []}, "must have something to attack at the test"),
     ],
 )
 def test_bad_settings_name_their_key(settings, message):
     with pytest.raises(ConfigError, match=message):
         from_yaml(**settings)
+
+
+def test_attacks_in_training_alone_need_none_at_the_test():
+    assert from_yaml(attacks=[], support=False, test_episodes=0).fit_suite.attacks == ("pgd_linf",)
 
 
 class Data:
