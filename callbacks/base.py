@@ -199,12 +199,22 @@ class ProbeCallback(pl.Callback):
         return measured
 
     def _order(self, found: dict[int, Measured], indices: list[int]) -> None:
-        """Numbers by episode to numbers by metric."""
-        names = list(dict.fromkeys(name for index in sorted(found) for name in found[index]))
-        lists = {name for measured in found.values() for name, value in measured.items() if isinstance(value, list)}
+        """Numbers by episode to numbers by metric.
+
+        Raises:
+            ConfigError: the names are not the same for all episodes.
+        """
+        kinds = {i: {name: isinstance(value, list) for name, value in found[i].items()} for i in sorted(found)}
+        first = next(iter(kinds), None)
+        for index, kind in kinds.items():
+            for name, _ in sorted(kind.items() ^ kinds[first].items()):
+                how = "missing" if name not in kind else "of another type" if name in kinds[first] else "new"
+                raise ConfigError(
+                    f"{type(self).__name__}.probe must return the same names for every episode, but {name} is {how} in "
+                    f"episode {index}, unlike episode {first}. Return math.nan, or [] of a list, where there is none."
+                )
         self.episodes, self.series = {}, {}
-        for name in names:
-            is_list = name in lists
+        for name, is_list in kinds.get(first, {}).items():
             values = [found.get(index, {}).get(name, [] if is_list else math.nan) for index in indices]
             (self.series if is_list else self.episodes)[name] = values if is_list else [float(v) for v in values]
 

@@ -217,6 +217,26 @@ def test_what_a_probe_returns_is_checked(measured):
     assert Mine()._checked({"mine/x": torch.tensor(1.0), "mine/y": [1.0], "mine/z": np.float32(2)})
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"mine/x": 1.0}, "mine/y is missing in episode 2, unlike episode 0"),
+        ({"mine/x": 1.0, "mine/y": [1.0], "mine/z": 1.0}, "mine/z is new in episode 2"),
+        ({"mine/x": [1.0], "mine/y": [1.0]}, "mine/x is of another type in episode 2"),
+    ],
+)
+def test_a_probe_returns_the_same_names_for_every_episode(second, message):
+    class Mine(base.ProbeCallback):
+        name = "mine"
+
+    first = {"mine/x": 1.0, "mine/y": [1.0]}
+    with pytest.raises(ConfigError, match=rf"Mine\.probe must return the same names.*{message}"):
+        Mine()._order({2: second, 0: first}, [0, 1, 2])
+    mine = Mine()
+    mine._order({2: {"mine/y": [], "mine/x": math.inf}, 0: first}, [0, 1, 2])  # Episode 1 has failed.
+    assert (mine.episodes["mine/x"][::2], mine.series) == ([1.0, math.inf], {"mine/y": [[1.0], [], []]})
+
+
 def test_a_probe_without_a_name_is_told_so():
     class Nameless(base.ProbeCallback):
         pass
