@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from lightning_ntk.running.allocation import keep_freed_memory
+from lightning_ntk.version import __version__
 
 COMMANDS = {
     "train": "train one method on one data set and test it",
@@ -32,7 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         lines = [f"  {name:<11}{text}" for name, text in COMMANDS.items()]
         sys.stdout.write("usage: lightning-ntk COMMAND ...\n\n" + "\n".join(lines))
-        sys.stdout.write("\n\nlightning-ntk COMMAND --help says more. Run folders go to ./runs.\n")
+        sys.stdout.write(
+            "\n\nlightning-ntk COMMAND --help says more, --version which versions. Run folders go to ./runs.\n"
+        )
+        return 0
+    if words[0] == "--version":
+        from lightning_ntk.running.results import package_versions
+
+        versions = {"lightning-ntk": __version__} | package_versions()
+        named = ("lightning-ntk", "torch", "pytorch-lightning", "python")
+        sys.stdout.write(", ".join(f"{name} {versions[name]}" for name in named) + "\n")
         return 0
     name, rest = words[0], words[1:]
     if name not in COMMANDS:

@@ -2,13 +2,16 @@
 
 import io
 import os
+import platform
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import lightning_ntk
 from lightning_ntk import cli
 from lightning_ntk.errors import ConfigError
 from lightning_ntk.settings.arguments import Command, help_page, parse_command
@@ -46,6 +49,13 @@ def test_each_level_has_its_help(capsys):
         for option in ("-h", "--help"):
             assert cli.main([command, option]) == 0
             assert capsys.readouterr().out.startswith(f"usage: lightning-ntk {command}")
+
+
+def test_the_versions_are_one_line(capsys):
+    assert cli.main(["--version"]) == 0
+    packages = ("lightning-ntk", lightning_ntk.__version__), ("torch", version("torch"))
+    packages += ("pytorch-lightning", version("pytorch-lightning")), ("python", platform.python_version())
+    assert capsys.readouterr().out == ", ".join(f"{name} {number}" for name, number in packages) + "\n"
 
 
 def test_errors_are_one_line_and_status_2(capsys):
