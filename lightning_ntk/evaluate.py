@@ -41,6 +41,7 @@ OF_TRAINING = {
     "test": "evaluate always tests",
     "test_checkpoint": "use checkpoint=best or checkpoint=last",
     "method.lr": "leave it out",
+    "recipe": "set what the test takes by itself (method.NAME=VALUE)",
 }
 # What a run was told of the place and the split of its own data.
 OF_ONE_DATA_SET = {"data.root", "data.split_file"}

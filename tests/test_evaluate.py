@@ -184,6 +184,7 @@ def test_the_recipe_of_the_data_asked_for_changes_nothing_of_what_was_trained(tm
         (["checkpoint=middle"], r"checkpoint must be"),
         (["steps=3"], r"steps= belongs to training, which is over: train ckpt=RUN"),
         (["seed=5"], r"seed= belongs to training.*data\.eval_seed=N"),
+        (["recipe=maml_sinusoid"], r"recipe= belongs to training, which is over: set what the test takes by itself"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(overrides, message):
