@@ -152,20 +152,32 @@ def stoppable(again: str) -> Iterator[None]:
 
 
 class JobList:
-    """A list of jobs, as the source of the runner."""
+    """A list of jobs, as the source of the runner.
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.left = list(jobs)
+    Args:
+        give_up: when the first so many have all failed with one error, there are no more; None: there always are.
+    """
+
+    def __init__(self, jobs: Sequence[Job], give_up: int | None = None) -> None:
+        self.left, self.give_up = list(jobs), give_up
+        self.errors: list[str | None] = []
 
     def take(self, number: int) -> list[Job]:
+        if self.failed_alike():
+            return []
         taken, self.left = self.left[:number], self.left[number:]
         return taken
+
+    def failed_alike(self) -> bool:
+        """Whether the first jobs that came to an end make it likely that all would fail."""
+        first = self.errors[: self.give_up]
+        return len(first) == self.give_up and None not in first and len(set(first)) == 1
 
     def is_hopeless(self, job: Job, progress: Progress) -> bool:
         return False
 
     def finished(self, job: Job, state: State, progress: Progress) -> None:
-        """Nothing depends on it."""
+        self.errors.append(state.error)
 
 
 def build_launcher(settings: Settings, jobs: Sequence[Job], out: Path) -> Launcher:
@@ -198,10 +210,17 @@ def run_grid(jobs: Sequence[Job], out: Path, settings: Settings) -> None:
                 if begins_anew(job, settings.rerun):
                     start_anew(job)
             with Board(len(todo), len(finished)) as board:
-                Runner(JobList(todo), launcher, board, settings.retries).run()
+                source = JobList(todo, settings.give_up)
+                Runner(source, launcher, board, settings.retries).run()
         finally:
             launcher.close()
         sys.stdout.write(f"{board.summary()}, in {board.spent()}\n")
+        if source.left:
+            jobs = [job for job in jobs if job not in source.left]
+            sys.stderr.write(
+                f"The first {settings.give_up} jobs failed with one error, and {len(source.left)} were not started. "
+                "The same command with give_up=null starts them all the same.\n"
+            )
     else:
         sys.stdout.write(f"Nothing to run: {len(finished)} of {len(jobs)} jobs have their results.\n")
     try:

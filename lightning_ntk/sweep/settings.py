@@ -59,6 +59,7 @@ class Settings:
     launcher: str = "local"
     jobs: int | None = None
     retries: int = 2
+    give_up: int | None = 5
     rerun: str = "missing"
     max_jobs: int = 1000
     baseline: str | None = None
@@ -81,7 +82,7 @@ class Settings:
                 f"search={self.search} under launcher={self.launcher} needs jobs=NUMBER, the trials at once: settings "
                 "are chosen by the scores of earlier trials, of which there would be none if all began together."
             )
-        for name, least in (("jobs", 1), ("retries", 0), ("max_jobs", 1), ("trials", 1)):
+        for name, least in (("jobs", 1), ("retries", 0), ("give_up", 1), ("max_jobs", 1), ("trials", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, but got {value}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from sweeping import PROGRAM, starts
+from sweeping import PROGRAM, starts, trivial
 
 from lightning_ntk import cli
 from lightning_ntk.errors import ConfigError, MissingDependencyError
@@ -17,9 +17,10 @@ from lightning_ntk.running.lock import LOCK_FILE, is_locked
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder, groups
 from lightning_ntk.sweep import plan
-from lightning_ntk.sweep.command import plain_words, sweep_folder
+from lightning_ntk.sweep.command import JobList, plain_words, sweep_folder
 from lightning_ntk.sweep.grid import expand, read_overrides
-from lightning_ntk.sweep.job import Job, read_state
+from lightning_ntk.sweep.job import Job, State, read_state
+from lightning_ntk.sweep.progress import Progress
 from lightning_ntk.sweep.settings import Settings, load_yaml, read_settings
 from lightning_ntk.sweep.wandb_sweep import is_wandb
 
@@ -82,6 +83,29 @@ def test_a_failed_job_is_named_with_its_log_and_the_status_says_so(capsys, monke
     monkeypatch.setattr(plan, "TRAIN", PROGRAM)
     assert cli.main([*words, "--rerun", "failed"]) == 0
     assert read_state(Path("o/seed=1")).attempts == 2
+
+
+def test_a_grid_whose_first_jobs_fail_with_one_error_ends(capsys, monkeypatch, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("raise MemoryError('too large')")
+    monkeypatch.setattr(plan, "TRAIN", (str(script),))
+    words = ["sweep", "seed=range(4)", "give_up=2", "out=o"]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert "The first 2 jobs failed with one error, and 2 were not started. The same command with give_up=null" in error
+    assert "2 of 2 jobs failed; --rerun failed" in error
+    assert [read_state(Path(f"o/seed={seed}")).attempts for seed in range(4)] == [1, 1, 0, 0]
+    monkeypatch.setattr(plan, "TRAIN", PROGRAM)
+    assert cli.main([*words, "--rerun", "failed"]) == 0
+
+
+@pytest.mark.parametrize("errors", [["a", "b", "a"], [None, "a", "a"], ["a", None, None], ["a"]])
+def test_a_grid_goes_on_where_its_first_jobs_ended_in_different_ways(errors):
+    jobs = [trivial(f"{number}", Path()) for number in range(5)]
+    grid = JobList(jobs, give_up=2)
+    for job, error in zip(grid.take(len(errors)), errors, strict=True):
+        grid.finished(job, State(error=error), Progress())
+    assert grid.take(1) == [jobs[len(errors)]]
 
 
 def test_bad_input_is_named_before_anything_starts(capsys):
