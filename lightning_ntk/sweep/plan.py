@@ -1,5 +1,6 @@
 """From overrides to jobs: every key is looked up, and every job's needs are known, before anything starts."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,18 @@ def make_jobs(
     composed: dict[tuple[str, ...], tuple[Needs, str]] = {}
     jobs = []
     for name, overrides in grid.items():
-        deciding = tuple(o for o in overrides if key_of(o) in known or key_of(o) in DECIDE_NEEDS)
+        deciding = tuple(o for o in overrides if key_of(o) in known or key_of(o) in DECIDE_NEEDS or is_odd_seed(o))
         if deciding not in composed:
             config = compose_config("train", overrides, config_folder)
             composed[deciding] = needs_of(config), config.choices.method
         needs, method = composed[deciding]
         jobs.append(Job(name, tuple(overrides), out / name, needs, config_folder, TRAIN, method))
     return jobs
+
+
+def is_odd_seed(override: str) -> bool:
+    """Whether an override sets the seed to something else than a number of up to nine digits, of which each will do."""
+    return key_of(override) == "seed" and not re.fullmatch(r"seed=\d{1,9}", override)
 
 
 def needs_of(config: DictConfig) -> Needs:
