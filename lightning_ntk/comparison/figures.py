@@ -172,7 +172,7 @@ def scores_of_methods(rows: Sequence[Row], metric: str, file: Path) -> Path:
 def scores_over_tasks(
     scores: dict[str, Sequence[tuple[float, float] | None]], tasks: Sequence[str], metric: str, file: Path
 ) -> Path:
-    """Test scores with their intervals over tasks, a line for each method, as a PNG.
+    """Test scores with their intervals over tasks, a line for each method, as a PNG; those of a task side by side.
 
     Args:
         scores: by method, (score, half-width of its interval) for each task; None where there is none.
@@ -186,8 +186,10 @@ def scores_over_tasks(
     for number, (method, values) in enumerate(scores.items()):
         known = [(place, *value) for place, value in enumerate(values) if value is not None]
         places, heights, half_widths = zip(*known, strict=True)
+        # Intervals upon each other could not be told apart.
+        aside = 0.4 * (number - (len(scores) - 1) / 2) / max(len(scores), 8)
         axes.errorbar(
-            places,
+            [place + aside for place in places],
             [factor * height for height in heights],
             [factor * half_width for half_width in half_widths],
             capsize=3,

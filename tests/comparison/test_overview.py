@@ -4,9 +4,11 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from test_compare import TASK, write_run
 
 from lightning_ntk import compare
+from lightning_ntk.comparison.figures import scores_over_tasks
 from lightning_ntk.comparison.overview import compare_tasks, task_names
 from lightning_ntk.errors import ConfigError
 
@@ -103,6 +105,17 @@ def test_names_however_long_leave_the_axes_their_place():
                 write_run(folder, "maml", [0.5, 0.7], **settings, **of_task(task, shots=shots))
     compare_tasks([Path("all")])  # A warning, which matplotlib gives, is an error here.
     assert Path("all/overview.png").exists()
+
+
+def test_equal_scores_stand_side_by_side_and_nearest_to_their_task(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure.axes[0]))
+    scores = {f"{number}": [(0.5, 0.01), (0.6, 0.01)] for number in range(20)}
+    scores_over_tasks(scores, ["a", "b"], "accuracy", tmp_path / "overview.png")
+    places = [container.lines[0].get_xdata() for container in drawn[0].containers]
+    assert len({tuple(each) for each in places}) == 20
+    assert all(abs(place - task) < 0.25 for each in places for task, place in enumerate(each))
+    assert sum(place for place, _ in places) == pytest.approx(0)
 
 
 def test_each_task_has_a_folder_of_its_own():
