@@ -80,7 +80,7 @@ class MetaSGD(MAML):
                 if "not have been used in the graph" not in str(error):
                     raise
                 raise ConfigError(
-                    "method=meta_sgd: learn2learn's step takes a gradient by every parameter, but the outputs do not depend "
-                    "on some of the network's. Use method=maml, which leaves them as they are, or leave those out."
+                    "method=meta_sgd: learn2learn's step takes a gradient by every parameter, but the outputs do not "
+                    "depend on some of the network's. Use method=maml, which leaves them as they are, or remove them."
                 ) from error
             yield learner
