@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_ntk.comparison.columns import Column
-from lightning_ntk.comparison.page_figures import masking_notes, page_figures, robust_differences
+from lightning_ntk.comparison.page_figures import MOST_POINTS, masking_notes, page_figures, robust_differences
 from lightning_ntk.comparison.table import Group, Row, caption, cells, data_name, has_baseline, numbers, printable
 from lightning_ntk.version import __version__
 
@@ -40,6 +40,7 @@ def write_page(
         "table": table_html(rows, metric, columns, groups),
         "differences": differences_html(rows, groups),
         "masking": masking_html(groups),
+        "most": str(MOST_POINTS),
         "data": script_json(data),
         "version": __version__,
     }

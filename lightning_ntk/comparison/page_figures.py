@@ -29,6 +29,9 @@ from lightning_ntk.tracking.metric_names import (
 
 Figure = dict[str, Any]
 
+# Of a line over training: a figure is some 400 pixels wide, and a page of many long runs is not to be megabytes.
+MOST_POINTS = 300
+
 
 def page_figures(groups: Sequence[Group], metric: str) -> list[Figure]:
     """Every figure for which some run has data."""
@@ -59,7 +62,7 @@ def training_figures(groups: Sequence[Group], metric: str, score: dict[str, Any]
         for k, entry, rows in lines:
             rows = [row for row in rows if x in row and column in row]
             points = [[row[x], _times(scale, row[column]), _times(scale, row.get(f"{column}_ci95"))] for row in rows]
-            series.append({"label": k, "name": entry.name, "points": _drawable(points)})
+            series.append({"label": k, "name": entry.name, "points": thinned(_drawable(points))})
         return {"kind": "lines", "title": title, "x": x_axis, "y": y_axis, "series": series}
 
     def with_references(figure: Figure) -> Figure:
@@ -78,6 +81,13 @@ def training_figures(groups: Sequence[Group], metric: str, score: dict[str, Any]
         figure("Condition number of the NTK", "step", CONDITION_NUMBER, {"label": "condition number", "log": True}),
         figure("Effective rank of the NTK", "step", EFFECTIVE_RANK, {"label": "effective rank"}),
     ]
+
+
+def thinned(points: Sequence[list[Any]]) -> list[list[Any]]:
+    """At most MOST_POINTS, evenly chosen, with the first and the last; in seven digits (the page shows four)."""
+    kept = min(len(points), MOST_POINTS)
+    chosen = [points[round(k * (len(points) - 1) / max(1, kept - 1))] for k in range(kept)]
+    return [[None if value is None else float(f"{value:.7g}") for value in point] for point in chosen]
 
 
 def time_figure(groups: Sequence[Group], metric: str, score: dict[str, Any]) -> Figure:

@@ -1,6 +1,7 @@
 """The page of a comparison: what it holds, that it needs nothing else, and what a browser makes of it."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -277,6 +278,23 @@ def test_on_a_phone_nothing_but_the_table_scrolls_sideways(tmp_path):
     width, window, names = re.search(r"<title>(\d+) of (\d+), (\d+) names cut</title>", dom).groups()
     assert int(width) <= int(window) == 500
     assert int(names) == 0, "a finger has no tooltip"
+
+
+def test_of_a_long_training_as_many_points_are_drawn_as_a_screen_shows(runs):
+    rows = [f"{k},{k},{0.1 + k / 3000!r}" for k in range(2000)]
+    Path("all/two/metrics.csv").write_text("\n".join(["step,time/fit,val/accuracy", *rows]) + "\n")
+    compare.compare([runs])
+    text = Path("all/comparison.html").read_text()
+    maml = page_data(text)["labels"].index("maml")
+    for figure in page_data(text)["figures"][:2]:
+        (points,) = (series["points"] for series in figure["series"] if series["label"] == maml)
+        assert len(points) == 300
+        assert [points[0][1], points[-1][1]] == pytest.approx([10, 10 + 100 * 1999 / 3000])
+        gaps = [after[0] - before[0] for before, after in itertools.pairwise(points)]
+        assert min(gaps) >= 6
+        assert max(gaps) <= 7
+    assert "Of longer curves over training, 300 points are drawn." in text
+    assert len(text) < 50_000
 
 
 def test_figures_take_any_number_of_points(runs, tmp_path):
