@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateFinder, StochasticWeightAveraging
+from pytorch_lightning.loggers import Logger
 
 from lightning_ntk.episode import TaskSpec
 from lightning_ntk.errors import ConfigError
@@ -94,26 +95,14 @@ def train(
     check_steps(config)
     wandb = config.logger.get("wandb")
     check_wandb(wandb)
-    method_name, data_name = config.choices.method, config.choices.data
     resumed = checkpoint is not None and checkpoint.folder is not None
-    folder, made = (checkpoint.folder, []) if resumed else run_folder.new_run_folder(config, method_name, data_name)
+    names = config.choices.method, config.choices.data
+    folder, made = (checkpoint.folder, []) if resumed else run_folder.new_run_folder(config, *names)
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     held = contextlib.ExitStack()
     try:
-        data = build_data(config)
-        if not data.has_split("train"):
-            raise ConfigError(
-                f"data={data_name} has no training classes: test a run on it, by lightning-ntk evaluate run=RUN "
-                f"data={data_name}."
-            )
-        if checkpoint is not None:
-            check_same_tasks(checkpoint, data.spec, "ckpt")
-        check_follows(data, config)
-        method = build_method(config, data.spec)
-        check_ways(method, data)
-        check_optimisation(method, config.lr_schedule)
-        if checkpoint is not None:
-            check_same_parameters(checkpoint, method, "ckpt")
+        data = training_data(config, checkpoint)
+        method = training_method(config, data, checkpoint)
         method.run = {
             "config": plain(config),
             "overrides": list(overrides),
@@ -122,17 +111,8 @@ def train(
             "content": data.content_hash(),
         }
         loggers = [CsvMetrics(folder / "metrics.csv", checkpoint.content["global_step"] if resumed else None)]
-        callbacks = build_callbacks(config)
-        prepare_callbacks(callbacks, Run(method, data, config, folder, config_folder))
-        best, last = checkpoint_callbacks(folder, data)
-        schedule = [CosineSchedule(config.steps)] if config.lr_schedule == "cosine" else []
         interruption = Interruption()
-        own = [*schedule, *callbacks, *([best] if best else []), last, interruption]
-        trainer = build_trainer(config, data, folder, loggers, own)
-        data.check_shared(trainer.world_size)
-        method.check_precision(config.trainer.get("precision"), trains=True)
-        # Lightning does so once a checkpoint is loaded, which has rounded it by then.
-        trainer.precision_plugin.convert_module(method)
+        trainer = trainer_of(Run(method, data, config, folder, config_folder), loggers, interruption)
         if trainer.is_global_zero:
             new = run_folder.make(folder)
             held.enter_context(writing(folder))
@@ -156,6 +136,44 @@ def train(
                 (folder / FILE_NAME).unlink(missing_ok=True)  # Of an earlier end, which this run goes beyond.
         fit_and_test(trainer, method, data, config, folder, checkpoint)
     return folder
+
+
+def training_data(config: DictConfig, checkpoint: Checkpoint | None) -> pl.LightningDataModule:
+    """The data to train on, which must fit the checkpoint that a run goes on from."""
+    data, name = build_data(config), config.choices.data
+    if not data.has_split("train"):
+        raise ConfigError(
+            f"data={name} has no training classes: test a run on it, by lightning-ntk evaluate run=RUN data={name}."
+        )
+    if checkpoint is not None:
+        check_same_tasks(checkpoint, data.spec, "ckpt")
+    check_follows(data, config)
+    return data
+
+
+def training_method(config: DictConfig, data: pl.LightningDataModule, checkpoint: Checkpoint | None) -> MetaLearner:
+    """The method to train, which must fit the data and the checkpoint that a run goes on from."""
+    method = build_method(config, data.spec)
+    check_ways(method, data)
+    check_optimisation(method, config.lr_schedule)
+    if checkpoint is not None:
+        check_same_parameters(checkpoint, method, "ckpt")
+    return method
+
+
+def trainer_of(run: Run, loggers: list[Logger], interruption: Interruption) -> pl.Trainer:
+    """The trainer with all callbacks of a run, which are shown it, and the method in the trainer's precision."""
+    callbacks = build_callbacks(run.config)
+    prepare_callbacks(callbacks, run)
+    best, last = checkpoint_callbacks(run.folder, run.data)
+    schedule = [CosineSchedule(run.config.steps)] if run.config.lr_schedule == "cosine" else []
+    own = [*schedule, *callbacks, *([best] if best else []), last, interruption]
+    trainer = build_trainer(run.config, run.data, run.folder, loggers, own)
+    run.data.check_shared(trainer.world_size)
+    run.method.check_precision(run.config.trainer.get("precision"), trains=True)
+    # Lightning does so once a checkpoint is loaded, which has rounded it by then.
+    trainer.precision_plugin.convert_module(run.method)
+    return trainer
 
 
 def fit_and_test(
