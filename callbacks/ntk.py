@@ -72,6 +72,8 @@ class NTK(ProbeCallback):
         self.ridge = ridge
         self.by_layer = by_layer
         self._initial: Params = {}
+        self._of: MetaLearner | None = None  # Whose initial parameters those are.
+        self._is_of_fit = False
         self._at_start: dict[tuple[Stage, int], Tensor] = {}
         # Kernels of the last probe in training, by episode.
         self._last: dict[int, Tensor] = {}
@@ -85,8 +87,12 @@ class NTK(ProbeCallback):
     def setup(self, trainer: pl.Trainer, pl_module: MetaLearner, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._at_start.clear()  # A second test may be of other data.
-        if not self._initial:  # Used without `train`: what the method starts from is all there is.
+        # Used without `train`: what the method starts from is all there is. Another one tested after a fit is what that
+        # fit has left, loaded anew.
+        if pl_module is not self._of and (stage == "fit" or not self._is_of_fit):
             self._keep_initial(pl_module)
+            self._last, self.steps, self.spectra = {}, [], []
+        self._is_of_fit |= stage == "fit"
 
     def probe(self, method: MetaLearner, episode: Episode, stage: Stage) -> Measured:
         x, y = evenly(episode.support_x, self.examples[stage]), evenly(episode.support_y, self.examples[stage])
@@ -155,6 +161,7 @@ class NTK(ProbeCallback):
     # ---- the parts -------------------------------------------------------------------------------------------------
 
     def _keep_initial(self, method: MetaLearner) -> None:
+        self._of = method
         self._initial = {name: p.detach().cpu().clone() for name, p in functional(method.network)[1].items()}
 
     def _numbers(self, method: MetaLearner, values: Tensor, kernel: Tensor, targets: Tensor) -> dict[str, float]:

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from plain_trainer import plain_trainer
 from reference import dense_jacobian
 from test_train import TINY, TINY_SINE, rows, run
 
 from callbacks.ntk import NTK, mean_spectrum
 from callbacks.ntk_kernels import evenly
+from datamodules.sinusoid import Sinusoid
 from lightning_ntk import evaluate, train
 from lightning_ntk.episode import Episode, TaskSpec
 from lightning_ntk.errors import ConfigError, DivergenceError
@@ -19,6 +21,7 @@ from lightning_ntk.methods.maml import MAML
 from lightning_ntk.methods.meta_rkhs_ii import MetaRKHSII
 from lightning_ntk.methods.protonet import ProtoNet
 from lightning_ntk.networks.conv4 import Conv4
+from lightning_ntk.networks.mlp import MLP
 from lightning_ntk.ntk import functional
 from lightning_ntk.running.results import read_results
 from lightning_ntk.settings.config import conf_folder
@@ -156,6 +159,32 @@ def test_every_method_has_a_kernel(method):
         starts = [float(row["ntk/drift_from_start"]) for row in rows() if row["ntk/drift"]]
         assert drifts[0] == starts[0], "the first probe is compared with initialisation"
         assert drifts[1] != starts[1]
+
+
+@pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning")
+def test_methods_that_share_a_callback_have_starts_of_their_own():
+    data = Sinusoid(shots=3, queries=3, tasks_per_step=2, steps_per_epoch=2, val_episodes=2, test_episodes=2)
+    data.prepare_data()
+    data.setup()
+    shared = NTK(test_episodes=2)
+
+    def method(width):
+        torch.manual_seed(0)
+        return MAML(MLP((1,), 1, hidden=[width]), data.spec, lr=1e-2)
+
+    def drift(callback, width, tested=None):
+        learner, trainer = method(width), plain_trainer(callback)
+        trainer.fit(learner, data)
+        trainer.test(tested or learner, data, verbose=False)
+        return callback.episodes["ntk/drift_from_start"], callback.steps, callback.spectra
+
+    assert drift(shared, 4) == drift(NTK(test_episodes=2), 4)
+    assert drift(shared, 8) == drift(NTK(test_episodes=2), 8)
+    assert drift(shared, 8, tested=method(8))[0] == pytest.approx([0, 0]), "what was trained, loaded anew"
+    alone = NTK(test_episodes=2)
+    for width in (4, 8):
+        plain_trainer(alone).test(method(width), data, verbose=False)
+        assert alone.metrics["ntk/drift_from_start"] == pytest.approx(0)
 
 
 def test_a_restart_goes_on_with_the_kernels_it_had():
