@@ -94,6 +94,7 @@ class Pictures(ProbeCallback):
             if method.spec.kind == "regression":
                 return {BEFORE: _flat(method.network(episode.query_x)), AFTER: _flat(outputs)}
             measured: Measured = {PROBABILITIES: _flat(method.probabilities(outputs.double()))}
+        measured |= {CHOSEN: [], IMAGES: [], CHANGED: []}
         chosen = right_ones(outputs, episode.query_y)
         if self.eps and len(chosen):
             seed = int(torch.randint(2**31, ()))

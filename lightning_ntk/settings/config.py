@@ -58,6 +58,8 @@ TRAINER_DECIDED = {
 }
 # Groups whose choices a run is known by.
 NAMED = ("method", "data", "network")
+# All of ours; a user may have more, whose settings go anywhere.
+GROUPS = (*NAMED, "trainer", "logger", *SEVERAL, *OPTIONAL)
 # Settings of a data set that follow the run's, also where its YAML does not say so.
 FOLLOWED = {"steps_per_epoch": "val_every", "seed": "seed"}
 
@@ -205,7 +207,7 @@ def _compose(name: str, overrides: list[str], own: Sequence[Path] = ()) -> DictC
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-        check_groups(config, [group for group in choices if "/" not in group])
+        check_groups(config, [group for group in GROUPS if group in choices])
         config.choices = {group: choices[group] for group in NAMED}
         for key, of_run in FOLLOWED.items():
             if "data" in config and key not in config.data and takes(config.data, key):

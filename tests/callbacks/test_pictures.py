@@ -10,7 +10,7 @@ import torch
 from matplotlib.patches import Rectangle
 from test_train import TINY, TINY_SINE, run
 
-from callbacks import pictures_figures
+from callbacks import pictures, pictures_figures
 from callbacks.pictures import Pictures, right_ones
 from callbacks.pictures_figures import RIGHT, TRUE, WRONG, Changed
 from lightning_ntk import train
@@ -109,6 +109,16 @@ def test_what_is_drawn_is_what_the_method_says(monkeypatch):
         if changed is not None:
             change = changed.images - episode.query_x[changed.chosen]
             assert 0 < change.abs().max() <= changed.eps + 1e-6
+
+
+def test_an_episode_without_a_right_query_is_drawn_without_an_attack(monkeypatch):
+    chosen = iter([[0], [], [1]])
+    monkeypatch.setattr(pictures, "right_ones", lambda outputs, targets: torch.tensor(next(chosen), dtype=torch.long))
+    kept = []
+    figure = pictures_figures.episode
+    monkeypatch.setattr(pictures_figures, "episode", lambda *words: (kept.append(words), figure(*words))[1])
+    run(*TINY_GLYPHS, "method=maml", "callbacks=[pictures]", "callbacks.pictures.steps=1")
+    assert [changed is None for *_, changed in kept] == [False, True, False]
 
 
 @pytest.mark.parametrize("data", [TINY_GLYPHS, TINY_SINE])

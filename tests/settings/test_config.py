@@ -324,6 +324,14 @@ def test_a_group_is_not_chosen_as_a_plain_value(text, message, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_group_of_ones_own_may_hold_settings_of_any_place(tmp_path):
+    for folder in ("experiment", "speed"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "speed" / "fast.yaml").write_text("# @package _global_\nsteps: 50\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [/speed: fast]\n")
+    assert compose_config("train", ["experiment=mine"], str(tmp_path)).steps == 50
+
+
 def test_a_package_of_ones_own_that_hides_ours_is_named(tmp_path, monkeypatch):
     (tmp_path / "callbacks").mkdir()
     (tmp_path / "callbacks" / "__init__.py").touch()
