@@ -23,7 +23,7 @@ class Timing(pl.Callback):
 
     The peak is that of the GPU's allocator, or on a CPU of the process's resident memory since training began.
     What callbacks measure on episodes of their own (`ProbeCallback`) counts neither in seconds nor in the peak.
-    Seconds and steps go on where they were when a run is resumed.
+    Seconds and steps go on where they were when a run is resumed, and begin anew with another method.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,11 @@ class Timing(pl.Callback):
         self.peak_mib = 0.0
         self.steps_s: list[float] = []
         self._mark = 0.0
+        self._method: pl.LightningModule | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and self._method is not pl_module:  # A checkpoint's state is loaded after this.
+            self._method, self.fit_s, self.peak_mib, self.steps_s = pl_module, 0.0, 0.0, []
 
     @property
     def meta_step_s(self) -> float:

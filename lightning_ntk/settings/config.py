@@ -153,7 +153,9 @@ def compose_config(
             where = f"{place.name}, line {place.line + 1}" if place else "a file of the configuration"
             what = getattr(error, "problem", None) or str(error).splitlines()[0]
             raise ConfigError(f"{where} is not readable YAML: {what}.") from error
-        except (HydraException, OmegaConfBaseException) as error:
+        except ConfigError:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             explained = explain(error, name, chosen, folders[1:])
             unfit = [o for o in first if isinstance(explained, UnknownSettingError) and key_of(o) == explained.key]
             if not unfit:
@@ -236,6 +238,8 @@ def check_groups(config: DictConfig, chosen: Sequence[str]) -> None:
 
 def explain(error: Exception, name: str, chosen: list[str], own: Sequence[Path] = ()) -> ConfigError:
     """Hydra's message in one line, with the nearest key of the chosen groups where a key is misspelt."""
+    if not str(error) and error.__cause__:
+        return explain(error.__cause__, name, chosen, own)
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if match:

@@ -71,6 +71,18 @@ def test_a_restart_goes_on_counting(clock):
     assert len(timing.steps_s) == 4, "the state must be a copy"
 
 
+def test_another_method_begins_anew_and_the_same_goes_on(clock):
+    timing, first, second = Timing(), object(), object()
+    timing.setup(None, first, "fit")
+    timing.on_train_epoch_start(None, None)
+    steps(timing, clock, [0.01] * 4)
+    timing.peak_mib = 7.0
+    timing.setup(None, first, "test")
+    assert (timing.fit_s, timing.peak_mib, len(timing.steps_s)) == (pytest.approx(0.04), 7.0, 4)
+    timing.setup(None, second, "fit")
+    assert (timing.fit_s, timing.peak_mib, timing.steps_s) == (0.0, 0.0, [])
+
+
 def hold(mib):
     """Take memory from the system and give it back: torch's would come from what the heap has kept."""
     with mmap.mmap(-1, mib * 2**20) as block:

@@ -294,6 +294,8 @@ def test_overrides_of_a_run_and_those_given_now_are_what_hydra_takes(earlier, la
     [
         (b"defaults: [x]\n", "defaults of the configuration lead back to where they began"),
         (b"defaults: [override /optimiser: adam]\n_target_: m.X\n", "Could not override 'optimiser"),
+        (b"defaults: {logger: csv}\n", r"defaults must be a list \(got mapping\)"),
+        (b"lr: ${{\n", "token recognition error at"),
         (b"# caf\xe9\n_target_: m.X\n", r"method/x\.yaml is not UTF-8 text"),
     ],
 )
