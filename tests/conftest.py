@@ -1,6 +1,7 @@
 """Settings of every test: one thread a process (two run at once), the glyph cache shared, runs in temporary folders."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 os.environ.setdefault("LIGHTNING_NTK_CACHE", str(Path(tempfile.gettempdir()) / "lightning_ntk-tests"))
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # As a script's background jobs have it; tests press Ctrl+C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
