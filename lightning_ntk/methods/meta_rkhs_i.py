@@ -50,8 +50,8 @@ class MetaRKHSI(MetaLearner):
             cost of Meta-RKHS-II's step and k small ones, or without it where it would cost more (`_by_kernel`).
         step_cap: c (ours): a step, alpha or alpha / euler_steps, is at most c * 2 n / lambda_max in each task, with
             lambda_max of the NTK on its n support examples, of what the loss sees of the outputs (for cross-entropy all
-            but their mean); below c = 1 every step is stable wherever the loss curves by less than 1 in an output, below
-            0.5 for the squared error, which curves by 2. None leaves alpha as it is.
+            but their mean); below c = 1 every step is stable wherever the loss curves by less than 1 in an output,
+            below 0.5 for the squared error, which curves by 2. None leaves alpha as it is.
         adaptation: at test, "euler" takes the functional steps that the euler energy trains for; "gradient_descent" is
             the paper's, `adapt_steps` steps of `adapt_lr` through the network. None: what the energy trains for.
         adapt_steps: the paper uses 10.
