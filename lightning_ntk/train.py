@@ -291,7 +291,7 @@ def build_callbacks(config: DictConfig) -> list[pl.Callback]:
     """The callbacks chosen by callbacks=[NAME,NAME,...]."""
     entries = {name: entry for name, entry in (config.get("callbacks") or {}).items() if entry is not None}
     for name, entry in entries.items():
-        if "_target_" not in entry:  # Settings that an experiment has for a callback that was not chosen.
+        if "_target_" not in entry:  # Settings alone: of a callback that was not chosen, or of a YAML without a class.
             raise ConfigError(
                 f"callbacks.{name} must have a _target_ that names a class, but has settings alone. Choose it, by "
                 f"callbacks=[...,{name}], or leave it out, by ~callbacks.{name}."

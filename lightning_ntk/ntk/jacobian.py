@@ -65,7 +65,10 @@ def outputs_and_change(network: Network, params: Params, tangent: Params, x: Ten
 
 
 def _in_full_precision(method: Callable) -> Callable:
-    """A method of `Jacobian`, without the caller's autocast and TF32."""
+    """A method of `Jacobian`, without the caller's autocast and TF32.
+
+    What a backward pass cannot do is told here: it is outside the network's forward, where `checks.FORBIDDEN` is.
+    """
 
     @functools.wraps(method)
     def computed(self: "Jacobian", *args, **settings):

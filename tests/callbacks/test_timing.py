@@ -79,6 +79,8 @@ def test_another_method_begins_anew_and_the_same_goes_on(clock):
     timing.peak_mib = 7.0
     timing.setup(None, first, "test")
     assert (timing.fit_s, timing.peak_mib, len(timing.steps_s)) == (pytest.approx(0.04), 7.0, 4)
+    timing.setup(None, second, "test")
+    assert len(timing.steps_s) == 4, "what was trained, loaded anew"
     timing.setup(None, second, "fit")
     assert (timing.fit_s, timing.peak_mib, timing.steps_s) == (0.0, 0.0, [])
 
